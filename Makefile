@@ -1,0 +1,64 @@
+# make run      install what is missing, start Roost, run a first job
+# make setup    the installing part of it; leaves the program at .venv/bin/roost
+# make test     checks and the whole suite        make test-fast   what needs no running Roost
+# make check    formatting, lint, types           make bench       measurements
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+ROOST := .venv/bin/roost
+GUEST := src/roost/node/guest
+# What `roost up` is started with, for example: make run UP="--listen 127.0.0.1:9000"
+UP :=
+# What pytest is started with, for example: make test PYTEST="tests/api -k logs"
+PYTEST :=
+
+.PHONY: help setup packages user image run test test-packages test-fast check bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: packages user .venv/synced $(GUEST)/build/init image
+
+packages:
+	@scripts/system-packages
+
+# The control plane's user: no login, no home, no privileges.
+user: packages
+	@id roost >/dev/null 2>&1 || $(SUDO) adduser --system --group --no-create-home --home /nonexistent roost
+
+.venv/synced: uv.lock pyproject.toml scripts/environment | packages
+	@scripts/environment
+	@touch $@
+
+$(GUEST)/build/init: $(wildcard $(GUEST)/*.c $(GUEST)/*.h $(GUEST)/build.py) .venv/synced
+	@echo "Building the guest init"
+	@.venv/bin/python -m roost.node.guest.build
+	@touch $@
+
+image: .venv/synced packages
+	@$(SUDO) $(ROOST) node-image ensure standard
+
+run: setup
+	@exec $(ROOST) up --hello $(UP)
+
+test-packages:
+	@scripts/system-packages --test
+
+# The suite starts real sandboxes, which takes root.
+test: setup test-packages check
+	$(SUDO) .venv/bin/pytest $(PYTEST)
+
+test-fast: setup
+	$(SUDO) .venv/bin/pytest -q -m "not e2e and not slow" $(PYTEST)
+
+check: .venv/synced
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+bench: setup test-packages
+	@for file in bench/[a-z]*.py; do echo "== $$file"; $(SUDO) .venv/bin/python "$$file" || exit 1; done
+
+clean:
+	rm -rf .venv .tools $(GUEST)/build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,75 @@
+"""The HTTP API: all routes in one list, and what holds for every one of them.
+
+A request passes `require_token`, then its handler reads, does and answers; conditions become answers in `errors.py`.
+"""
+
+from typing import Any
+
+from litestar import Litestar, Router
+from litestar.connection import ASGIConnection
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from roost import __version__
+from roost.api import about, errors, images, mags
+from roost.api.bodies import MAX_BODY
+from roost.api.plane import ControlPlane
+from roost.errors import RoostError
+
+ROUTES = [
+    about.health,  #        GET    /health
+    mags.submit,  #         POST   /mags-jobs
+    mags.list_jobs,  #      GET    /mags-jobs
+    mags.pool_status,  #    GET    /mags-jobs/pool-status
+    mags.show,  #           GET    /mags-jobs/{id}
+    mags.status,  #         GET    /mags-jobs/{id}/status
+    mags.logs,  #           GET    /mags-jobs/{id}/logs
+    mags.stop,  #           POST   /mags-jobs/{id}/stop
+    mags.execute,  #        POST   /mags-jobs/{id}/exec
+    images.list_images,  #  GET    /images
+    images.pull,  #         POST   /images/{name}/pull
+    images.build,  #        POST   /images/{name}/build
+    images.import_archive,  # POST /images/{name}/import
+    images.remove,  #       DELETE /images/{name}
+]
+
+
+async def require_token(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Before the body is read. Raises Unauthenticated."""
+    if not handler.opt.get("open"):
+        plane: ControlPlane = connection.app.state.plane
+        connection.scope["user"] = await plane.tokens.account(connection.headers.get("authorization", ""))
+
+
+def build(plane: ControlPlane) -> Litestar:
+    def the_plane() -> ControlPlane:
+        return plane
+
+    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_token])
+    newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_token], include_in_schema=False)
+    app = Litestar(
+        route_handlers=[api, newer, about.openapi, about.docs],
+        dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
+        exception_handlers={
+            RoostError: errors.condition,
+            HTTPException: errors.refusal,
+            Exception: errors.fault,
+        },
+        request_max_body_size=MAX_BODY,
+        logging_config=None,
+        openapi_config=OpenAPIConfig(
+            title="Roost",
+            version=__version__,
+            description="Runs scripts in isolated sandboxes. Every call needs the header Authorization: Bearer TOKEN.",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin()],
+            components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
+            security=[{"token": []}],
+        ),
+    )
+    app.state.plane = plane
+    return app

@@ -1,0 +1,113 @@
+"""Images: listed, removed, and made by the node, whose progress is passed on line by line as it comes."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar.datastructures import State
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from roost.accounts.tokens import Account
+from roost.api.bodies import JsonBody
+from roost.api.mags import Stopped
+from roost.api.output import begun
+from roost.api.plane import Plane
+from roost.clock import rfc3339
+from roost.errors import Invalid, RoostError
+from roost.node.protocol import BuildImage, Image, Progress, PullImage
+
+NDJSON = "application/x-ndjson"
+_encode = msgspec.json.Encoder().encode
+
+Caller = Request[Account, str, State]
+Name = Annotated[str, Parameter(description="Name of an image")]
+
+
+class ImageRecord(msgspec.Struct, frozen=True):
+    name: str
+    digest: str
+    size: int  # bytes, unpacked
+    source: str
+    created_at: str
+
+
+class ImageList(msgspec.Struct, frozen=True):
+    images: list[ImageRecord]
+
+
+class ImageProgress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line; the last one has `done` or `error`."""
+
+    message: str
+    done: ImageRecord | None = None
+    error: str | None = None
+
+
+class Pull(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    reference: str
+    tls_verify: bool = True
+
+
+class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    packages: list[str] = []
+    suite: str = "bookworm"
+
+
+@get("/images", summary="List images")
+async def list_images(plane: Plane) -> ImageList:
+    return ImageList([_record(image) for image in await plane.node.images()])
+
+
+@post("/images/{name:str}/pull", status_code=200, dto=JsonBody, return_dto=None, summary="Pull from a registry")
+async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
+    if not data.reference.strip():
+        raise Invalid("reference: empty; give one like docker://HOST/NAME:TAG")
+    wanted = PullImage(reference=data.reference, tls_verify=data.tls_verify)
+    return await _told(plane.node.pull_image(name, wanted))
+
+
+@post("/images/{name:str}/build", status_code=200, dto=JsonBody, return_dto=None, summary="Build from packages")
+async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
+    wanted = data or Build()
+    return await _told(plane.node.build_image(name, BuildImage(packages=wanted.packages, suite=wanted.suite)))
+
+
+@post(
+    "/images/{name:str}/import",
+    status_code=200,
+    request_max_body_size=None,
+    summary="Import a tar archive of a root file system, which is the body",
+)
+async def import_archive(request: Caller, plane: Plane, name: Name) -> Stream:
+    return await _told(plane.node.import_image(name, request.stream()))
+
+
+@delete("/images/{name:str}", status_code=200, summary="Remove an image")
+async def remove(plane: Plane, name: Name) -> Stopped:
+    plane.images.forget(name)
+    await plane.node.remove_image(name)
+    return Stopped(True, f"Image {name!r} removed")
+
+
+async def _told(steps: AsyncIterator[Progress]) -> Stream:
+    return Stream(await begun(_lines(steps)), media_type=NDJSON)
+
+
+async def _lines(steps: AsyncIterator[Progress]) -> AsyncGenerator[bytes]:
+    """A condition before the first step is an error status; after it, the last line."""
+    told = False
+    try:
+        async for step in steps:
+            done = None if step.done is None else _record(step.done)
+            yield _encode(ImageProgress(step.message, done, step.error)) + b"\n"
+            told = True
+    except RoostError as error:
+        if not told:
+            raise
+        yield _encode(ImageProgress("failed", error=str(error))) + b"\n"
+
+
+def _record(image: Image) -> ImageRecord:
+    return ImageRecord(image.name, image.digest, image.size, image.source, rfc3339(image.created_ns))

@@ -1,0 +1,270 @@
+"""The Mags dialect: jobs as the official clients submit, follow, list, stop and enter them.
+
+Field names and shapes are the wire contract; what is unknown is left out rather than filled in.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, get, post
+from litestar.datastructures import State
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from roost.accounts.tokens import Account
+from roost.api import output
+from roost.api.bodies import JsonBody
+from roost.api.plane import Plane
+from roost.api.submission import Submission, order_of
+from roost.clock import rfc3339
+from roost.errors import Conflict, Invalid
+from roost.jobs import job as jobs
+from roost.jobs.job import Job
+from roost.jobs.run import script_ended
+from roost.node.protocol import Exec, ExecResult
+
+STOP_WITHIN = 20.0  # seconds; clients wait 30 for an answer
+EXEC_OUTPUT = 4_000_000  # bytes; a node's answer holds 4 MiB
+EXEC_TIMEOUT = 30.0  # seconds
+MAX_EXEC_TIMEOUT = 3600.0
+MAX_COMMAND = 128 * 1024 - 1  # bytes: what the kernel takes as one argument
+MAX_PAGE = 1_000_000
+
+Caller = Request[Account, str, State]
+Id = Annotated[str, Parameter(description="Request id or name of a job")]
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    message: str
+    request_id: str
+    status: str
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    request_id: str
+    name: str
+    status: Literal["pending", "running", "completed", "error"]
+    persistent: bool
+    sleeping: bool
+    subdomain: str
+    created_at: str
+    vm_id: str | None = None
+    exit_code: int | None = None
+    script_duration_ms: int | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    stopped: bool = False
+    error: str | None = None
+    error_message: str | None = None
+
+
+class JobRecord(JobStatus, frozen=True, kw_only=True, omit_defaults=True):
+    script: str
+    type: str
+    rootfs_type: str
+    vcpus: float
+    memory_mb: int
+    disk_gb: int
+    timeout_seconds: int
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    jobs: list[JobStatus]
+    total: int
+    page: int
+    page_size: int
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    success: bool
+    message: str
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    command: str
+    timeout: float | None = None  # seconds
+
+
+class CommandResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    truncated: bool
+    timed_out: bool
+    duration_ms: int
+    note: str | None = None
+
+
+class PoolSize(msgspec.Struct, frozen=True):
+    idle_vms: int
+    busy_vms: int
+    total_vms: int
+    min_pool_size: int
+    max_pool_size: int
+
+
+@post("/mags-jobs", status_code=202, dto=JsonBody, return_dto=None, summary="Submit a job")
+async def submit(request: Caller, plane: Plane, data: Submission) -> Accepted:
+    order = order_of(data, plane.placement.machine)
+    await plane.images.require(order.image)
+    job = await plane.live.submit(request.user.id, order)
+    return Accepted("Mags job submitted successfully", job.request_id, "accepted")
+
+
+@get("/mags-jobs", summary="List jobs, newest first")
+async def list_jobs(
+    request: Caller,
+    plane: Plane,
+    page: Annotated[int, Parameter(ge=1, le=MAX_PAGE)] = 1,
+    page_size: Annotated[int, Parameter(ge=1, le=100)] = 20,
+) -> JobPage:
+    found = await jobs.newest(plane.database, request.user.id, page, page_size)
+    return JobPage([status_of(job) for job in found.jobs], found.total, page, page_size)
+
+
+@get("/mags-jobs/pool-status", summary="Show the warm pool")
+async def pool_status(plane: Plane) -> PoolSize:
+    pool = (await plane.node.info()).pool
+    total = pool.idle + pool.busy + pool.creating
+    return PoolSize(pool.idle, pool.busy, total, pool.min_size, pool.max_size)
+
+
+@get("/mags-jobs/{id:str}", summary="Show a job")
+async def show(request: Caller, plane: Plane, id: Id) -> JobRecord:
+    job = await jobs.find(plane.database, request.user.id, id)
+    script = (await jobs.script_of(plane.database, job)).decode("utf-8", "replace")
+    return JobRecord(
+        **_status_fields(job),
+        script=script,
+        type="inline",
+        rootfs_type=job.image,
+        vcpus=job.vcpus,
+        memory_mb=job.memory_mb,
+        disk_gb=job.disk_gb,
+        timeout_seconds=job.timeout_seconds,
+    )
+
+
+@get("/mags-jobs/{id:str}/status", summary="Show how far a job is")
+async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
+    return status_of(await jobs.find(plane.database, request.user.id, id))
+
+
+@get(
+    "/mags-jobs/{id:str}/logs",
+    summary="Read or follow a job's output",
+    description=(
+        "`{logs: [{timestamp, level, message, source}]}`, an entry for each line. `follow=true`: the same entries as "
+        "server-sent events until `event: end` with the status; with `raw=true` undivided chunks in base64. "
+        "`format=raw`: the exact bytes of one source."
+    ),
+)
+async def logs(
+    request: Caller,
+    plane: Plane,
+    id: Id,
+    follow: bool = False,
+    raw: bool = False,
+    format: Literal["json", "raw"] = "json",
+    source: Literal["stdout", "stderr", "system"] = "stdout",
+    last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID")] = None,
+) -> Stream:
+    job = await jobs.find(plane.database, request.user.id, id)
+    if format == "raw":
+        chunks = output.exact_bytes(output.records(plane, job, 0, follow), source)
+        return Stream(await output.begun(chunks), media_type="application/octet-stream")
+    if follow:
+        events = output.chunk_events if raw else output.line_events
+        stream = output.kept_alive(events(plane, job, _last_seen(last_event_id)))
+        return Stream(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    if raw:
+        raise Invalid("raw=true is for follow=true; format=raw&source=stdout gives the bytes that are there")
+    lines = output.json_lines(output.records(plane, job, 0, follow=False))
+    return Stream(await output.begun(lines), media_type="application/json")
+
+
+@post("/mags-jobs/{id:str}/stop", status_code=200, summary="Stop a job")
+async def stop(request: Caller, plane: Plane, id: Id) -> Stopped:
+    job = await jobs.find(plane.database, request.user.id, id)
+    if job.final:
+        return Stopped(True, "Job had already ended")
+    ended = await plane.live.stop(job, STOP_WITHIN)
+    return Stopped(True, "Job stopped" if ended else "Job will be stopped as soon as its node answers")
+
+
+@post(
+    "/mags-jobs/{id:str}/exec",
+    status_code=200,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Run a command in a running job's sandbox",
+)
+async def execute(request: Caller, plane: Plane, id: Id, data: Command) -> CommandResult:
+    call = exec_of(data)
+    job = await jobs.find(plane.database, request.user.id, id)
+    run = plane.live.run_of(job)
+    if run is None or run.state is None or script_ended(run.state):
+        job = await jobs.find(plane.database, request.user.id, job.request_id)
+        raise Conflict(f"job {job.name!r} is not running (status: {job.status}); exec needs a running job")
+    return _command_result(await plane.node.exec(job.vm_id, call))
+
+
+def exec_of(command: Command) -> Exec:
+    """Raises Invalid."""
+    if not command.command.strip():
+        raise Invalid("command: empty; give a shell command")
+    if "\0" in command.command or len(command.command.encode()) > MAX_COMMAND:
+        raise Invalid(f"command: at most {MAX_COMMAND} bytes, none of them NUL")
+    timeout = EXEC_TIMEOUT if command.timeout is None else command.timeout
+    if not 0 < timeout <= MAX_EXEC_TIMEOUT:
+        raise Invalid(
+            f"timeout: {timeout} is out of range; give seconds, more than 0 and at most {MAX_EXEC_TIMEOUT:.0f}"
+        )
+    return Exec(command=command.command, timeout_seconds=timeout, output_limit=EXEC_OUTPUT)
+
+
+def _command_result(result: ExecResult) -> CommandResult:
+    cut = "output beyond 4 MB was dropped" if result.truncated else None
+    return CommandResult(
+        exit_code=result.exit_code,
+        stdout=result.stdout.decode("utf-8", "replace"),
+        stderr=result.stderr.decode("utf-8", "replace"),
+        truncated=result.truncated,
+        timed_out=result.timed_out,
+        duration_ms=result.duration_ms,
+        note="; ".join(note for note in (cut, result.reason) if note) or None,
+    )
+
+
+def status_of(job: Job) -> JobStatus:
+    return JobStatus(**_status_fields(job))
+
+
+def _status_fields(job: Job) -> dict[str, Any]:
+    attached = job.started_ns is not None
+    return {
+        "request_id": job.request_id,
+        "name": job.name,
+        "status": job.status,
+        "persistent": False,
+        "sleeping": False,
+        "subdomain": job.subdomain,
+        "created_at": rfc3339(job.created_ns),
+        "vm_id": job.vm_id if attached else None,
+        "exit_code": job.exit_code,
+        "script_duration_ms": job.script_duration_ms,
+        "started_at": _time(job.started_ns),
+        "completed_at": _time(job.ended_ns),
+        "stopped": job.stopped,
+        "error": job.error,
+        "error_message": job.error,
+    }
+
+
+def _time(instant_ns: int | None) -> str | None:
+    return None if instant_ns is None else rfc3339(instant_ns)
+
+
+def _last_seen(header: str | None) -> int:
+    """A header that is not ours means: from the beginning."""
+    return int(header) if header and header.isascii() and header.isdigit() and len(header) < 16 else 0

@@ -1,0 +1,28 @@
+"""The parts of the control plane that handlers work with; `serve.py` makes them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from litestar.params import Dependency
+
+from roost.accounts.tokens import Tokens
+from roost.db.database import Database
+from roost.jobs.live import LiveJobs
+from roost.sandboxes.images import Images
+from roost.sandboxes.placement import Placement
+
+if TYPE_CHECKING:
+    from roost.node.client import NodeClient
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    database: Database
+    tokens: Tokens
+    live: LiveJobs
+    placement: Placement
+    images: Images
+    node: "NodeClient"
+
+
+Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

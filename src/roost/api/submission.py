@@ -1,0 +1,185 @@
+"""What `POST mags-jobs` may say, and how it becomes an Order: every limit, and the text that names it."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from roost.errors import Invalid, TooLarge
+from roost.jobs.job import Order, Work
+from roost.sandboxes.placement import Machine
+
+MAX_SCRIPT = 1024 * 1024  # bytes
+MAX_NAME = 128  # characters
+MAX_ENVIRONMENT = 128 * 1024  # bytes, as the kernel counts: NAME=VALUE and an end each
+MAX_DISK_GB = 64
+MAX_TIMEOUT = 86_400  # seconds
+MIN_MEMORY_MB = 32
+MIN_VCPUS = 0.1
+IMAGE = "standard"
+VCPUS = 2.0
+MEMORY_MB = 1024
+DISK_GB = 2
+TIMEOUT = 300  # seconds
+MAGIC_GB = {"2": 2048, "4": 4096}  # the tiers that clients ask for with __MAGS_MEM_GB
+LATER = {
+    "workspace_id": "workspaces come with the next release",
+    "base_workspace_id": "workspaces come with the next release",
+    "persistent": "persistent jobs come with the next release",
+    "no_sleep": "persistent jobs, which it is for, come with the next release",
+    "no_sync": "persistent jobs, which it is for, come with the next release",
+    "startup_command": "persistent jobs, which it is for, come with the next release",
+    "file_ids": "file uploads come with the next release",
+}
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+
+
+def _note(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a submission, before its values are checked; null counts as absent."""
+
+    script: Annotated[str | None, _note("Shell script to run (required); at most 1 MiB")] = None
+    type: Annotated[str | None, _note('Only "inline"')] = None
+    name: Annotated[str | None, _note("At most 128 characters, no slashes; made up when absent")] = None
+    environment: Annotated[dict[str, str] | None, _note("Variables; at most 128 KiB in all")] = None
+    rootfs_type: Annotated[str | None, _note('Name of an image; default "standard"')] = None
+    disk_gb: Annotated[int | None, _note("1 to 64; default 2")] = None
+    vcpus: Annotated[float | None, _note("0.1 to the machine's; default 2")] = None
+    memory_mb: Annotated[int | None, _note("32 to 90 % of the machine's; default 1024")] = None
+    timeout: Annotated[int | None, _note("Seconds, 1 to 86400; default 300")] = None
+    timeout_seconds: Annotated[int | None, _note("The same as timeout")] = None
+    ephemeral: bool | None = None
+    persistent: Annotated[bool | None, _note("Not yet supported")] = None
+    workspace_id: Annotated[str | None, _note("Not yet supported")] = None
+    base_workspace_id: Annotated[str | None, _note("Not yet supported")] = None
+    no_sleep: Annotated[bool | None, _note("Not yet supported")] = None
+    no_sync: Annotated[bool | None, _note("Not yet supported")] = None
+    startup_command: Annotated[str | None, _note("Not yet supported")] = None
+    file_ids: Annotated[list[str] | None, _note("Not yet supported")] = None
+
+
+@dataclass(frozen=True)
+class Magic:
+    """What clients ask for through the environment."""
+
+    environment: dict[str, str]  # without the magic keys
+    image: str | None
+    memory_mb: int | None
+
+
+def order_of(submission: Submission, machine: Machine) -> Order:
+    """Raises Invalid, and TooLarge for a script beyond its limit."""
+    _refuse_what_comes_later(submission)
+    magic = _magic(submission.environment or {})
+    image = _agreed("rootfs_type", submission.rootfs_type or None, "__MAGS_ROOTFS_TYPE", magic.image)
+    memory = _agreed("memory_mb", submission.memory_mb, "__MAGS_MEM_GB", magic.memory_mb)
+    timeout = _agreed("timeout", submission.timeout, "timeout_seconds", submission.timeout_seconds)
+    most_memory = machine.largest_memory_mb
+    return Order(
+        work=Work(_script(submission), _environment(magic.environment)),
+        name=_name(submission.name),
+        image=_image(image or IMAGE),
+        vcpus=_within("vcpus", submission.vcpus, MIN_VCPUS, machine.cpus, min(VCPUS, machine.cpus)),
+        memory_mb=_within("memory_mb", memory, MIN_MEMORY_MB, most_memory, min(MEMORY_MB, most_memory)),
+        disk_gb=_within("disk_gb", submission.disk_gb, 1, MAX_DISK_GB, DISK_GB),
+        timeout_seconds=_within("timeout", timeout, 1, MAX_TIMEOUT, TIMEOUT),
+    )
+
+
+def _refuse_what_comes_later(submission: Submission) -> None:
+    for field, reason in LATER.items():
+        if getattr(submission, field):
+            raise Invalid(f"{field} is not supported by this version of Roost: {reason}; leave it out")
+
+
+def _script(submission: Submission) -> bytes:
+    if (submission.type or "inline") != "inline":
+        raise Invalid(
+            f'type: {submission.type[:40] if submission.type else ""!r} is not supported; only "inline" is '
+            '("url" comes with a later release): put the text of the script into "script"'
+        )
+    script = (submission.script or "").encode()
+    if not script.strip():
+        raise Invalid("script: missing or empty; give the text of a shell script")
+    if len(script) > MAX_SCRIPT:
+        raise TooLarge(f"script: {len(script)} bytes; at most {MAX_SCRIPT} (1 MiB): let the script fetch the rest")
+    if b"\0" in script:
+        raise Invalid(f"script: holds a NUL character (at byte {script.index(0)}), which no shell reads; remove it")
+    return script
+
+
+def _name(name: str | None) -> str | None:
+    if not name:
+        return None
+    if len(name) > MAX_NAME:
+        raise Invalid(f"name: {len(name)} characters; at most {MAX_NAME}")
+    if "/" in name or name in (".", "..") or not name.strip():
+        raise Invalid("name: may not be blank, '.' or '..', nor hold a slash, since it is used in URLs")
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+        raise Invalid("name: may not hold line breaks or other control characters")
+    return name
+
+
+def _image(name: str) -> str:
+    if not _IMAGE.match(name):
+        raise Invalid(f"rootfs_type: {name[:80]!r} is no image name (letters, digits, '.', '_' and '-')")
+    return name
+
+
+def _environment(environment: dict[str, str]) -> dict[str, str]:
+    for name, value in environment.items():
+        if not _VARIABLE.match(name):
+            raise Invalid(f"environment: {name[:80]!r} is no variable name (letters, digits and '_', no digit first)")
+        if "\0" in value:
+            raise Invalid(f"environment: the value of {name[:80]} holds a NUL character; remove it")
+    size = sum(len(name) + len(value.encode()) + 2 for name, value in environment.items())
+    if size > MAX_ENVIRONMENT:
+        raise Invalid(f"environment: {size} bytes in all; at most {MAX_ENVIRONMENT} (128 KiB)")
+    return environment
+
+
+def _magic(environment: dict[str, str]) -> Magic:
+    ordinary = {name: value for name, value in environment.items() if not name.startswith("__MAGS_")}
+    image = memory_mb = None
+    for name in environment.keys() - ordinary.keys():
+        if name == "__MAGS_ROOTFS_TYPE":
+            image = environment[name] or None
+        elif name == "__MAGS_MEM_GB":
+            memory_mb = _tier(environment[name])
+        elif name in ("__MAGS_IDLE_MIN", "__MAGS_KEEP_ALIVE"):
+            raise Invalid(
+                f"environment: {name} is not supported by this version of Roost: "
+                "persistent jobs, which it is for, come with the next release; leave it out"
+            )
+        else:
+            raise Invalid(f"environment: {name[:80]!r} has no meaning here; names that begin with __MAGS_ are reserved")
+    return Magic(ordinary, image, memory_mb)
+
+
+def _tier(value: str) -> int:
+    if value not in MAGIC_GB:
+        raise Invalid('environment: __MAGS_MEM_GB must be "2" or "4"; memory_mb takes any size')
+    return MAGIC_GB[value]
+
+
+def _agreed(one: str, value: Any, other: str, other_value: Any) -> Any:
+    """Two ways to say the same thing must say the same."""
+    if value is not None and other_value is not None and value != other_value:
+        raise Invalid(f"{one} and {other} say different things; give one of them")
+    return other_value if value is None else value
+
+
+def _within(field: str, value: Any, least: float, most: float, default: Any) -> Any:
+    if value is None:
+        return default
+    if not least <= value <= most:
+        raise Invalid(f"{field}: {value} is out of range; give {least} to {most}")
+    return value

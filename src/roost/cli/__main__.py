@@ -1,0 +1,5 @@
+"""`python -m roost.cli`: the same program as `roost`."""
+
+from roost.cli.main import main
+
+main()

@@ -1,0 +1,165 @@
+"""How a command reaches the API: whose credentials it uses, and HTTP by the standard library, which starts fast.
+
+Credentials come from the command line, else the environment, else the local instance's file. Every way in which
+that or a call can fail is a `RoostError` with the cure in its text.
+"""
+
+import functools
+import http.client
+import json
+import os
+import urllib.parse
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from roost import instance
+from roost.errors import Conflict, Invalid, NotFound, RoostError, Unauthenticated
+from roost.instance import Credentials
+
+TIMEOUT = 30.0  # seconds, to connect and for one answer
+MAX_ANSWER = 64 * 1024 * 1024  # bytes of one JSON answer
+URL_VARIABLES = ("MAGS_API_URL", "ROOST_URL")
+TOKEN_VARIABLES = ("MAGS_API_TOKEN", "MAGS_TOKEN", "ROOST_TOKEN")
+RETRIED = (502, 503, 504)
+
+# The API's answers are dictionaries whose keys this program reads one by one
+Json = Any
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The connection broke, or the server is away for now; the same call may be made again."""
+
+
+class Api:
+    """One server and token. Each call opens a connection of its own."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        url = urllib.parse.urlsplit(credentials.api_url.rstrip("/"))
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise Invalid(f"{credentials.api_url!r} is no URL; write it like http://127.0.0.1:8484")
+        self.url = credentials.api_url
+        self._secure = url.scheme == "https"
+        self._host, self._port, self._prefix = url.hostname, url.port, url.path
+        self._token = credentials.api_token
+
+    def call(self, method: str, path: str, body: Json = None, timeout: float = TIMEOUT) -> Json:
+        """The decoded answer; RoostError with the server's own words, or with how to reach it."""
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with self.stream(method, path, data, timeout=timeout) as answer:
+                return json.loads(answer.read(MAX_ANSWER) or b"{}")
+        except Interrupted as error:
+            raise RoostError(str(error)) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise RoostError(f"the answer of {self.url} broke off ({error}); try again") from error
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float | None = TIMEOUT,
+    ) -> Generator[http.client.HTTPResponse]:
+        """A successful answer whose body is still to be read; Interrupted where trying again may help."""
+        connection = self._connection(timeout)
+        known = {"Authorization": f"Bearer {self._token}", "User-Agent": "roost-cli"}
+        known["Content-Type"] = "application/json" if isinstance(body, bytes) else "application/octet-stream"
+        try:
+            try:
+                connection.request(method, self._prefix + path, body=body, headers=known | (headers or {}))
+                answer = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise Interrupted(_unreachable(self.url, error)) from error
+            if answer.status >= 400:
+                raise _refusal(answer)
+            yield answer
+        finally:
+            connection.close()
+
+    def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        return kind(self._host, self._port, timeout=timeout)
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    reason = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
+    return f"cannot reach {url} ({reason}); is Roost running? `sudo roost up` starts it"
+
+
+def _refusal(answer: http.client.HTTPResponse) -> Exception:
+    """The server's `{"error": text}`, as the condition that its status stands for."""
+    raw = answer.read(65536).decode("utf-8", "replace")
+    try:
+        text = str(json.loads(raw)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = f"the server answered {answer.status} {answer.reason}"
+    if answer.status in RETRIED:
+        return Interrupted(text)
+    if answer.status == 401:
+        cure = "check MAGS_API_TOKEN or --token, or unset both to use the local instance's credentials"
+        return Unauthenticated(f"{text}; {cure}")
+    return {404: NotFound, 409: Conflict}.get(answer.status, Invalid)(text)
+
+
+def find_credentials(url: str | None, token: str | None, state: Path | None) -> Credentials:
+    """What the command line says, then the environment, completed by the local instance's file.
+
+    A state that was named means that instance, whatever the environment says.
+    """
+    if state is None:
+        url, token = url or _variable(URL_VARIABLES), token or _variable(TOKEN_VARIABLES)
+    if url and token:
+        return Credentials(url, token)
+    local = _read(state if state else _local_state())
+    if url and not token and url.rstrip("/") != local.api_url:
+        text = f"no token for {url}: set MAGS_API_TOKEN or --token (the local instance is {local.api_url})"
+        raise Unauthenticated(text)
+    return Credentials(url or local.api_url, token or local.api_token)
+
+
+def _variable(names: tuple[str, ...]) -> str | None:
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _local_state() -> Path:
+    """The running instance's state; the default one where several run or none does."""
+    running = sorted(set(instance.known_states()))
+    if instance.DEFAULT_STATE in running:
+        return instance.DEFAULT_STATE
+    if len(running) > 1:
+        names = ", ".join(str(state) for state in running)
+        raise Conflict(f"several instances run here ({names}); choose one with --state DIR")
+    return running[0] if running else instance.DEFAULT_STATE
+
+
+def _read(state: Path) -> Credentials:
+    path = instance.credentials_path(state)
+    try:
+        return instance.read_credentials(state)
+    except PermissionError:
+        text = f"you may not read {path}; use sudo, or set MAGS_API_URL and MAGS_API_TOKEN"
+        raise Unauthenticated(text) from None
+    except (FileNotFoundError, NotADirectoryError):
+        text = f"no Roost found: there is no {path}. Start one with `sudo roost up`, name its state with"
+        raise NotFound(f"{text} --state DIR, or set MAGS_API_URL and MAGS_API_TOKEN") from None
+
+
+def api_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Options by which a command finds its server; the command is called with an `Api` as its first argument."""
+
+    @click.option("--url", help="The API's address; also in MAGS_API_URL or ROOST_URL.")
+    @click.option("--token", help="An API token; also in MAGS_API_TOKEN or ROOST_TOKEN.")
+    @click.option("--state", type=click.Path(path_type=Path), help="State directory of a local instance.")
+    @functools.wraps(command)
+    def with_api(*args: Any, url: str | None, token: str | None, state: Path | None, **kwargs: Any) -> T:
+        return command(Api(find_credentials(url, token, state)), *args, **kwargs)
+
+    return with_api

@@ -1,0 +1,142 @@
+"""Commands about this machine: up, doctor, and the two programs that `up` starts.
+
+`serve` and `node` end with status 78 when they cannot work here until somebody changes something, so that `up`
+does not start them again and again.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
+from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
+
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+def node_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `up` passes on to the node."""
+    options = (
+        click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True),
+        click.option("--runtime", help="OCI runtime: crun, runc, runsc or a path [by cgroup version]."),
+        click.option("--min-pool-size", type=click.IntRange(min=0), default=3, show_default=True),
+        click.option("--max-pool-size", type=click.IntRange(min=0), default=0, help="0: by capacity."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--state", type=DIRECTORY, default=DEFAULT_STATE, show_default=True, help="What Roost keeps.")
+@click.option("--listen", default="127.0.0.1:8484", show_default=True, metavar="HOST:PORT")
+@click.option("--user", default="roost", show_default=True, help="Whom the control plane runs as.")
+@click.option("--hello", is_flag=True, help="Run a first job when everything is up.")
+@node_options
+def up(state: Path, images: Path, **options: str | int | bool | None) -> None:
+    """Start Roost on this machine, in the foreground; SIGTERM or Ctrl-C stops it."""
+    from roost.up import UpSettings, run
+
+    if os.geteuid() != 0:
+        _as_root()
+    run(UpSettings(state=state.resolve(), images=images.resolve(), **options))  # pyright: ignore[reportArgumentType]
+
+
+def _as_root() -> NoReturn:
+    sudo = shutil.which("sudo")
+    if sudo is None:
+        raise SetupMissing("`roost up` needs root (mounts, namespaces, firewall); start it as root")
+    click.echo("roost up needs root (mounts, namespaces, firewall): starting it through sudo", err=True)
+    os.execv(sudo, [sudo, "--", sys.executable, "-P", "-m", "roost.cli", *sys.argv[1:]])  # noqa: S606
+
+
+@click.command(hidden=True)
+@click.option("--state", type=DIRECTORY, required=True)
+@click.option("--node-socket", type=click.Path(path_type=Path), required=True)
+@click.option("--host", required=True)
+@click.option("--port", type=int, required=True)
+def serve(state: Path, node_socket: Path, host: str, port: int) -> None:
+    """The control plane. The first account's token comes on standard input."""
+    from roost.serve import serve as serve_api
+    from roost.settings import ServeSettings
+
+    token = sys.stdin.readline().strip()
+    with _configured():
+        serve_api(ServeSettings(state_dir=state, node_socket=node_socket, host=host, port=port), token)
+
+
+@click.command(hidden=True)
+@click.option("--state", type=DIRECTORY, required=True)
+@click.option("--runtime-dir", type=DIRECTORY, required=True)
+@click.option("--instance", type=click.IntRange(0, 15), required=True)
+@click.option("--group", required=True)
+@node_options
+def node(**options: object) -> None:
+    """The node daemon."""
+    from roost.node import daemon
+    from roost.settings import NodeSettings
+
+    with _configured():
+        daemon.run(NodeSettings(**options))  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def _configured() -> Generator[None]:
+    try:
+        yield
+    except (Invalid, SetupMissing, StateUnwritable, Conflict) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(os.EX_CONFIG)
+
+
+@click.group("node-image", hidden=True)
+def node_image() -> None:
+    """The image store of this machine, without a running node; for setting up."""
+
+
+@node_image.command()
+@click.argument("name")
+@click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True)
+def ensure(name: str, images: Path) -> None:
+    """Build NAME from the distribution's packages, unless it is there."""
+    import asyncio
+
+    from roost.node.images import ImageStore
+    from roost.node.protocol import BuildImage
+
+    if os.geteuid() != 0:
+        raise SetupMissing(f"the images in {images} belong to root; use sudo")
+    store = ImageStore(images)
+    if any(image.name == name for image in store.list()):
+        return click.echo(f"image {name} is there")
+    click.echo(f"building image {name} from packages; this takes half a minute or a few", err=True)
+    built = asyncio.run(store.build(name, BuildImage(), lambda line: click.echo(f"  {line}", err=True)))
+    return click.echo(f"image {built.name}: {built.size / 1e6:.0f} MB, {built.digest}")
+
+
+@click.command()
+@click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True)
+@click.option("--json", "raw", is_flag=True, help="Print the findings as JSON.")
+def doctor(images: Path, raw: bool) -> None:
+    """Say what this machine can do, and what to install for more."""
+    import json
+
+    from roost.doctor import examine
+
+    findings = examine(images)
+    if raw:
+        click.echo(json.dumps([finding.__dict__ for finding in findings], indent=2))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            click.echo(f"{finding.verdict:<8} {finding.name:<{width}}  {finding.detail}")
+            if finding.cure:
+                click.echo(f"{'':<8} {'':<{width}}  -> {finding.cure}")
+    if any(finding.verdict == "missing" for finding in findings):
+        sys.exit(1)

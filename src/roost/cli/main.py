@@ -1,0 +1,59 @@
+"""The `roost` command: which commands there are and where each is found.
+
+A command's module is imported when it is called, so that every one starts fast; the line of help stands here for
+that reason. Conditions (`roost.errors`) end a command with their text and status 1.
+"""
+
+import importlib
+from typing import cast
+
+import click
+
+from roost import __version__
+from roost.errors import RoostError
+
+# command -> (module, attribute, line of help); no line: not for people
+COMMANDS = {
+    "up": ("machine", "up", "Start Roost on this machine, in the foreground."),
+    "doctor": ("machine", "doctor", "Say what this machine can do, and what to install for more."),
+    "run": ("jobs", "run", "Run a script in a new sandbox and show its output."),
+    "list": ("jobs", "list_jobs", "List jobs, the newest first."),
+    "status": ("jobs", "status", "Show one job."),
+    "logs": ("jobs", "logs", "Show a job's output."),
+    "stop": ("jobs", "stop", "Stop a job and its sandbox."),
+    "exec": ("jobs", "exec_command", "Run a command in a job's sandbox."),
+    "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
+    "image": ("images", "image", "List, import, pull and build images."),
+    "serve": ("machine", "serve", None),
+    "node": ("machine", "node", None),
+    "node-image": ("machine", "node_image", None),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        return cast(click.Command, getattr(importlib.import_module(f"roost.cli.{module}"), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items() if line])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except RoostError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="roost")
+def main() -> None:
+    """Roost: a self-hosted cloud of instant sandboxes."""

@@ -1,0 +1,147 @@
+"""The database file: one writer that commits in batches, a few readers beside it.
+
+SQLite in WAL mode with synchronous=FULL: when `write` returns, the change survives a power cut. Writes that arrive
+while a commit is under way share the next one, so a burst of a hundred submissions costs a few syncs, not a hundred.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+from sqlalchemy import Executable, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from structlog.typing import FilteringBoundLogger
+
+from roost.errors import StateUnwritable
+
+READERS = 3
+BATCH = 256  # writes in one transaction
+
+log: FilteringBoundLogger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one statement did."""
+
+    rows: int  # changed
+    row_id: int  # of the last insert; 0 for other statements
+
+
+@dataclass(frozen=True)
+class Write:
+    """Statements that take effect together or not at all, and who waits for them."""
+
+    statements: tuple[Executable, ...]
+    outcomes: asyncio.Future[list[Outcome]] = field(compare=False)
+
+
+class Database:
+    """Open with `async with Database(file) as database`; the file is at the current schema (see migrate.py)."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._writer = _engine(file, connections=1)
+        self._readers = _engine(file, connections=READERS, isolation_level="AUTOCOMMIT")
+        self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
+        self._writing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._writing = asyncio.create_task(self._write_all(), name="database writer")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._queue.put_nowait(None)  # everything asked before is still written
+        if self._writing is not None:
+            await self._writing
+        await self._writer.dispose()
+        await self._readers.dispose()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[AsyncConnection]:
+        async with self._readers.connect() as connection:
+            yield connection
+
+    async def write(self, *statements: Executable) -> list[Outcome]:
+        """Durable on return. Raises StateUnwritable when the disk is full or read-only; nothing has changed then."""
+        return await self._ask(statements)
+
+    def write_soon(self, *statements: Executable) -> None:
+        """For what may be lost: written with the next commit, a failure is only logged."""
+        self._ask(statements).add_done_callback(_log_failure)
+
+    def _ask(self, statements: tuple[Executable, ...]) -> asyncio.Future[list[Outcome]]:
+        write = Write(statements, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(write)
+        return write.outcomes
+
+    async def _write_all(self) -> None:
+        while (first := await self._queue.get()) is not None:
+            batch = [first]
+            closing = False
+            while len(batch) < BATCH and not self._queue.empty():
+                following = self._queue.get_nowait()
+                if following is None:
+                    closing = True
+                    break
+                batch.append(following)
+            await self._commit(batch)
+            if closing:
+                return
+
+    async def _commit(self, batch: list[Write]) -> None:
+        """One transaction for all; if it fails, one for each, so that a bad write harms nobody else's."""
+        try:
+            outcomes = await self._execute(batch)
+        except (DBAPIError, OSError) as error:
+            if len(batch) > 1:
+                for write in batch:
+                    await self._commit([write])
+            elif not batch[0].outcomes.done():
+                batch[0].outcomes.set_exception(_condition(error))
+            return
+        for write, results in zip(batch, outcomes, strict=True):
+            if not write.outcomes.done():
+                write.outcomes.set_result(results)
+
+    async def _execute(self, batch: list[Write]) -> list[list[Outcome]]:
+        async with self._writer.begin() as connection:
+            return [[await _outcome(connection, one) for one in write.statements] for write in batch]
+
+
+async def _outcome(connection: AsyncConnection, statement: Executable) -> Outcome:
+    result: Any = await connection.execute(statement)
+    return Outcome(result.rowcount, result.lastrowid if result.context.isinsert else 0)
+
+
+def _condition(error: Exception) -> Exception:
+    if isinstance(error, OperationalError):
+        return StateUnwritable(f"the state directory cannot be written ({error.orig}); free space or repair it")
+    if isinstance(error, OSError):
+        return StateUnwritable(f"the state directory cannot be written ({error}); free space or repair it")
+    return error
+
+
+def _log_failure(outcomes: asyncio.Future[list[Outcome]]) -> None:
+    if not outcomes.cancelled() and (error := outcomes.exception()) is not None:
+        log.warning("write.failed", error=str(error))
+
+
+def _engine(file: Path, connections: int, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{file}", pool_size=connections, max_overflow=0, pool_reset_on_return=None, **options
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return engine

@@ -1,0 +1,24 @@
+"""Identifiers: who makes them and what they look like on the wire."""
+
+import secrets
+import uuid
+
+
+def request_id() -> str:
+    """A job's id: a random UUID, as the Mags API documents it."""
+    return str(uuid.uuid4())
+
+
+def vm_id() -> str:
+    """A sandbox's id: 8 lower-case hex characters, the form that official clients show."""
+    return secrets.token_hex(4)
+
+
+def subdomain() -> str:
+    """A job's host label: 12 lower-case hex characters, unrelated to its request id."""
+    return secrets.token_hex(6)
+
+
+def api_token() -> str:
+    """A bearer token: 64 lower-case hex characters (256 random bits)."""
+    return secrets.token_hex(32)

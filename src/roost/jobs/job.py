@@ -1,0 +1,223 @@
+"""A job: the record of a submitted script run. It outlives its sandbox, its node and every restart.
+
+`submit` writes the row that a 202 answers for; `run.py` moves it on; what is read here is always what is durable.
+`pending` means that nobody has seen its sandbox start yet, `running` that it has one, the other two are final.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import msgspec
+from sqlalchemy import Row, Select, case, func, insert, or_, select, update
+
+from roost import ids
+from roost.clock import now_ns
+from roost.db.database import Database
+from roost.db.schema import jobs
+from roost.db.secret import Secret
+from roost.errors import NotFound
+
+Status = Literal["pending", "running", "completed", "error"]
+FINAL = ("completed", "error")
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a job but its script and environment. Instants are nanoseconds since the epoch."""
+
+    seq: int  # order of acceptance
+    request_id: str
+    account_id: int
+    name: str
+    vm_id: str  # of the sandbox it has, had or will have
+    subdomain: str
+    status: Status
+    image: str
+    vcpus: float
+    memory_mb: int
+    disk_gb: int
+    timeout_seconds: int
+    created_ns: int
+    started_ns: int | None = None  # None while no sandbox is attached
+    script_ended_ns: int | None = None
+    ended_ns: int | None = None
+    exit_code: int | None = None  # None: not ended, never started, or lost (`error` says so)
+    error: str | None = None
+    stop_requested: bool = False
+    stopped: bool = False  # ended because its owner said so
+
+    @property
+    def final(self) -> bool:
+        return self.status in FINAL
+
+    @property
+    def script_duration_ms(self) -> int | None:
+        if self.started_ns is None or self.script_ended_ns is None:
+            return None
+        return max(0, self.script_ended_ns - self.started_ns) // 1_000_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be run."""
+
+    script: bytes
+    environment: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        return len(self.script) + sum(len(name) + len(value) for name, value in self.environment.items())
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request for a job, checked and complete."""
+
+    work: Work
+    name: str | None
+    image: str
+    vcpus: float
+    memory_mb: int
+    disk_gb: int
+    timeout_seconds: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended."""
+
+    status: Status
+    exit_code: int | None = None
+    error: str | None = None
+    stopped: bool = False
+    started_ns: int | None = None
+    script_ended_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    jobs: list[Job]
+    total: int
+
+
+_COLUMNS = [jobs.c[name] for name in Job.__struct_fields__]
+
+
+def _jobs() -> Select[Any]:
+    return select(*_COLUMNS)
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
+
+
+async def submit(database: Database, secret: Secret, account_id: int, order: Order) -> Job:
+    """Durable on return: the job will end finished, whatever happens to us. Raises StateUnwritable."""
+    request_id = ids.request_id()
+    told: dict[str, Any] = {
+        "request_id": request_id,
+        "account_id": account_id,
+        "name": order.name or f"job-{request_id[:8]}",
+        "vm_id": ids.vm_id(),
+        "subdomain": ids.subdomain(),
+        "status": "pending",
+        "image": order.image,
+        "vcpus": order.vcpus,
+        "memory_mb": order.memory_mb,
+        "disk_gb": order.disk_gb,
+        "timeout_seconds": order.timeout_seconds,
+        "created_ns": now_ns(),
+    }
+    sealed = _seal(secret, order.work.environment, request_id)
+    row = insert(jobs).values(**told, script=order.work.script, environment=sealed)
+    (outcome,) = await database.write(row)
+    return Job(seq=outcome.row_id, **told)
+
+
+def _seal(secret: Secret, environment: dict[str, str], request_id: str) -> bytes | None:
+    return secret.seal(msgspec.msgpack.encode(environment), request_id) if environment else None
+
+
+async def work_of(database: Database, secret: Secret, job: Job) -> Work:
+    """The script and environment of a job that has not ended. Raises Conflict if they cannot be decrypted."""
+    query = select(jobs.c.script, jobs.c.environment).where(jobs.c.seq == job.seq)
+    async with database.reading() as connection:
+        row = (await connection.execute(query)).one()
+    if row.environment is None:
+        return Work(row.script, {})
+    opened = secret.open(row.environment, job.request_id)
+    return Work(row.script, msgspec.msgpack.decode(opened, type=dict[str, str]))
+
+
+async def script_of(database: Database, job: Job) -> bytes:
+    async with database.reading() as connection:
+        return cast(bytes, await connection.scalar(select(jobs.c.script).where(jobs.c.seq == job.seq)))
+
+
+async def find(database: Database, account_id: int, reference: str) -> Job:
+    """By request id, else by name: a running one first, then one that waits, then the newest. Raises NotFound."""
+    liveness = case((jobs.c.status == "running", 0), (jobs.c.status == "pending", 1), else_=2)
+    query = (
+        _jobs()
+        .where(jobs.c.account_id == account_id)
+        .where(or_(jobs.c.request_id == reference, jobs.c.name == reference))
+        .order_by(case((jobs.c.request_id == reference, 0), else_=1), liveness, jobs.c.seq.desc())
+        .limit(1)
+    )
+    async with database.reading() as connection:
+        row = (await connection.execute(query)).first()
+    if row is None:
+        raise NotFound(f"no job has the id or name {reference!r}")
+    return _job(row)
+
+
+async def find_by_vm(database: Database, vm_id: str) -> Job | None:
+    async with database.reading() as connection:
+        row = (await connection.execute(_jobs().where(jobs.c.vm_id == vm_id))).first()
+    return None if row is None else _job(row)
+
+
+async def newest(database: Database, account_id: int, page: int, page_size: int) -> Page:
+    """Newest first; `page` counts from 1, one beyond the end is empty."""
+    mine = jobs.c.account_id == account_id
+    query = _jobs().where(mine).order_by(jobs.c.seq.desc()).limit(page_size).offset((page - 1) * page_size)
+    async with database.reading() as connection:
+        total = await connection.scalar(select(func.count()).select_from(jobs).where(mine))
+        rows = (await connection.execute(query)).all()
+    return Page([_job(row) for row in rows], total or 0)
+
+
+async def unfinished(database: Database) -> list[Job]:
+    """In the order in which they were accepted."""
+    query = _jobs().where(jobs.c.status.in_(("pending", "running"))).order_by(jobs.c.seq)
+    async with database.reading() as connection:
+        return [_job(row) for row in (await connection.execute(query)).all()]
+
+
+async def request_stop(database: Database, job: Job) -> None:
+    """From here on the job will be stopped, even if we are killed before it is."""
+    await database.write(update(jobs).where(jobs.c.seq == job.seq).values(stop_requested=True))
+
+
+def record_running(database: Database, job: Job, started_ns: int) -> None:
+    """Not waited for: after a crash the node tells it again."""
+    row = jobs.c.seq == job.seq
+    pending = jobs.c.status == "pending"
+    database.write_soon(update(jobs).where(row, pending).values(status="running", started_ns=started_ns))
+
+
+async def record_end(database: Database, job: Job, result: Result) -> None:
+    """Final, and written once: a second result for the same job changes nothing. Raises StateUnwritable."""
+    unended = jobs.c.ended_ns.is_(None)
+    end = update(jobs).where(jobs.c.seq == job.seq, unended)
+    await database.write(
+        end.values(
+            status=result.status,
+            exit_code=result.exit_code,
+            error=result.error,
+            stopped=result.stopped,
+            started_ns=func.coalesce(result.started_ns, jobs.c.started_ns),
+            script_ended_ns=result.script_ended_ns,
+            ended_ns=now_ns(),
+            environment=None,
+        )
+    )

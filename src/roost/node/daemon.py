@@ -1,0 +1,356 @@
+"""The node daemon: builds the node in order, answers the protocol on its Unix socket, and leaves in order.
+
+All that is privileged on a machine happens in this process. It trusts the control plane to be itself (the socket's
+group) but not to be sane: bodies are bounded and typed. On SIGTERM, sandboxes that still live are left to the next
+node; without any, nothing of this node remains.
+"""
+
+import asyncio
+import contextlib
+import grp
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+import uvloop
+from aiohttp import web
+
+from roost import __version__, errors, linux
+from roost.node import capacity, cgroup
+from roost.node.cgroup import Hierarchies
+from roost.node.disk import Disks, unmount
+from roost.node.guest import build
+from roost.node.images import ImageStore
+from roost.node.member import Ground
+from roost.node.network import Network, load_prefix6, read_resolvers
+from roost.node.pool import Pool
+from roost.node.protocol import (
+    HEADER,
+    LENGTH,
+    MAX_BODY,
+    VERSION,
+    BuildImage,
+    Exec,
+    Fault,
+    Image,
+    NodeInfo,
+    Progress,
+    PullImage,
+    StartSandbox,
+    StopSandbox,
+    Wire,
+)
+from roost.node.runtimes.oci import Machine, OciRuntime, choose
+from roost.node.sandboxes import Sandboxes
+from roost.settings import NodeSettings
+
+T = TypeVar("T", bound=Wire)
+MAX_EXEC_OUTPUT = 16 * 1024 * 1024  # bytes that an exec may ask to have kept
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+_encode = msgspec.msgpack.Encoder().encode
+
+_STATUS: list[tuple[type[errors.RoostError], int]] = [
+    (errors.Invalid, 400),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.TooLarge, 413),
+    (errors.NoCapacity, 503),
+    (errors.RoostError, 500),
+]
+
+
+class Node:
+    """The protocol's calls, each: read, do, answer."""
+
+    def __init__(self, ground: Ground, sandboxes: Sandboxes, images: ImageStore, pool: Pool) -> None:
+        self._ground = ground
+        self._sandboxes = sandboxes
+        self._images = images
+        self._pool = pool
+        self._leaving = asyncio.Event()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/node", self.info),
+            web.put("/v1/sandboxes/{id}", self.start),
+            web.get("/v1/sandboxes/{id}", self.state),
+            web.post("/v1/sandboxes/{id}/stop", self.stop),
+            web.delete("/v1/sandboxes/{id}", self.forget),
+            web.post("/v1/sandboxes/{id}/exec", self.execute),
+            web.get("/v1/sandboxes/{id}/log", self.log),
+            web.delete("/v1/sandboxes/{id}/log", self.remove_log),
+            web.get("/v1/events", self.events),
+            web.get("/v1/images", self.images),
+            web.post("/v1/images/{name}/pull", self.pull_image),
+            web.post("/v1/images/{name}/build", self.build_image),
+            web.post("/v1/images/{name}/import", self.import_image),
+            web.delete("/v1/images/{name}", self.remove_image),
+        ]
+
+    async def info(self, request: web.Request) -> web.Response:
+        total, available = capacity.memory_mb()
+        return _answer(
+            NodeInfo(
+                version=__version__,
+                protocol=VERSION,
+                runtime=self._ground.runtime.name,
+                cgroup=self._ground.hierarchies.version,
+                cpus=os.cpu_count() or 1,
+                memory_mb=total,
+                memory_available_mb=available,
+                pool=self._pool.status(),
+            )
+        )
+
+    async def start(self, request: web.Request) -> web.Response:
+        body = await _body(request, StartSandbox)
+        return _answer(await self._sandboxes.start(request.match_info["id"], body))
+
+    async def state(self, request: web.Request) -> web.Response:
+        return _answer(self._sandboxes.state(request.match_info["id"]))
+
+    async def stop(self, request: web.Request) -> web.Response:
+        body = await _body(request, StopSandbox)
+        return _answer(await self._sandboxes.stop(request.match_info["id"], body))
+
+    async def forget(self, request: web.Request) -> web.Response:
+        self._sandboxes.forget(request.match_info["id"])
+        return _answer(None)
+
+    async def execute(self, request: web.Request) -> web.Response:
+        body = await _body(request, Exec)
+        if body.output_limit > MAX_EXEC_OUTPUT:
+            raise errors.Invalid(f"output_limit may be at most {MAX_EXEC_OUTPUT} bytes")
+        return _answer(await self._sandboxes.execute(request.match_info["id"], body))
+
+    async def log(self, request: web.Request) -> web.StreamResponse:
+        try:
+            after, follow = int(request.query.get("after", "0")), request.query.get("follow") == "1"
+        except ValueError:
+            raise errors.Invalid("`after` is a position of the log: a whole number") from None
+        batches = self._sandboxes.read_log(request.match_info["id"], after, follow)
+        return await self._stream(request, batches)
+
+    async def remove_log(self, request: web.Request) -> web.Response:
+        self._sandboxes.remove_log(request.match_info["id"])
+        return _answer(None)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, ([event] async for event in self._sandboxes.events()))
+
+    async def images(self, request: web.Request) -> web.Response:
+        return _answer(await asyncio.to_thread(self._images.list))
+
+    async def pull_image(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, PullImage)
+        return await self._make_image(request, lambda name, say: self._images.pull(name, body, say))
+
+    async def build_image(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, BuildImage)
+        return await self._make_image(request, lambda name, say: self._images.build(name, body, say))
+
+    async def import_image(self, request: web.Request) -> web.StreamResponse:
+        chunks = request.content.iter_chunked(256 * 1024)
+        return await self._make_image(request, lambda name, say: self._images.import_archive(name, chunks, say))
+
+    async def remove_image(self, request: web.Request) -> web.Response:
+        await self._images.remove(request.match_info["name"])
+        return _answer(None)
+
+    async def _make_image(
+        self, request: web.Request, make: Callable[[str, Callable[[str], None]], Awaitable[Image]]
+    ) -> web.StreamResponse:
+        lines: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+        async def run() -> None:
+            try:
+                image = await make(request.match_info["name"], lambda text: lines.put_nowait(Progress(message=text)))
+                lines.put_nowait(Progress(message=f"image {image.name} is ready", done=image))
+            except errors.RoostError as error:
+                lines.put_nowait(Progress(message="failed", error=str(error)))
+            except Exception as error:
+                log.exception("image.fault", name=request.match_info["name"])
+                lines.put_nowait(
+                    Progress(message="failed", error=f"internal error of the node: {type(error).__name__}")
+                )
+            finally:
+                lines.put_nowait(None)
+
+        async def batches() -> AsyncGenerator[list[Progress]]:
+            while (line := await lines.get()) is not None:
+                yield [line]
+
+        making = asyncio.create_task(run())
+        try:
+            return await self._stream(request, batches())
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+
+    async def _stream(self, request: web.Request, batches: AsyncGenerator[Sequence[Wire]]) -> web.StreamResponse:
+        """The first batch comes before the headers, so that what is refused is refused with a status."""
+        response = web.StreamResponse()
+        left = asyncio.ensure_future(self._leaving.wait())
+        coming = asyncio.ensure_future(anext(batches, None))
+        try:
+            while True:
+                await asyncio.wait({coming, left}, return_when=asyncio.FIRST_COMPLETED)
+                batch = coming.result() if coming.done() else None
+                if not response.prepared:
+                    await response.prepare(request)
+                if batch is None:
+                    await response.write_eof()
+                    return response
+                await response.write(b"".join(map(_message, batch)))
+                coming = asyncio.ensure_future(anext(batches, None))
+        finally:
+            for waiting in (coming, left):
+                waiting.cancel()
+            await asyncio.gather(coming, left, return_exceptions=True)
+            await batches.aclose()
+
+    def leave(self) -> None:
+        """Ends every stream, so that the server can close."""
+        self._leaving.set()
+
+
+def _message(value: Wire) -> bytes:
+    encoded = _encode(value)
+    return LENGTH.pack(len(encoded)) + encoded
+
+
+def _answer(value: object) -> web.Response:
+    return web.Response(body=b"" if value is None else _encode(value), content_type="application/msgpack")
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(await request.read(), type=kind)
+    except msgspec.DecodeError as error:
+        raise errors.Invalid(f"not a {kind.__name__}: {error}") from None
+
+
+@web.middleware
+async def speak_plainly(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Checks the protocol's version, and turns conditions into faults with a status."""
+    try:
+        if request.headers.get(HEADER) != str(VERSION):
+            raise errors.Conflict(f"this node speaks protocol {VERSION}, the caller {request.headers.get(HEADER)}")
+        return await handler(request)
+    except errors.RoostError as error:
+        status = next(status for kind, status in _STATUS if isinstance(error, kind))
+        return _fault(status, type(error).__name__, str(error))
+    except web.HTTPException as error:
+        return _fault(error.status, "RoostError", error.reason)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        log.exception("node.fault", path=request.path)
+        return _fault(500, "RoostError", f"internal error of the node: {type(error).__name__}")
+
+
+def _fault(status: int, kind: str, message: str) -> web.Response:
+    body = _encode(Fault(kind=kind, message=message))
+    return web.Response(status=status, body=body, content_type="application/msgpack")
+
+
+def lay_guest_root(directory: Path, init: Path) -> None:
+    """The members' first root: guest init and empty mount points, read-only. /run itself may forbid execution."""
+    unmount(directory)
+    directory.mkdir(mode=0o755, exist_ok=True)
+    linux.mount("roost", directory, "tmpfs", linux.MS_NODEV | linux.MS_NOSUID, "size=2m,mode=0755")
+    for name in ("proc", "dev", "sys", "slot"):
+        (directory / name).mkdir(mode=0o755)
+    shutil.copyfile(init, directory / "init")
+    (directory / "init").chmod(0o755)
+    linux.mount(None, directory, None, linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID)
+
+
+def listening_socket(path: Path, group: str) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    os.chown(path, 0, grp.getgrnam(group).gr_gid)
+    path.chmod(0o660)
+    return listening
+
+
+def build_ground(settings: NodeSettings) -> Ground:
+    """Raises SetupMissing with what to install."""
+    hierarchies = Hierarchies.here()
+    program = choose(settings.runtime, hierarchies.version)
+    for directory in (settings.state / "disks", settings.runtime_dir / "members"):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+    return Ground(
+        instance=settings.instance,
+        runtime_dir=settings.runtime_dir,
+        runtime=OciRuntime(program, settings.runtime_dir / "oci"),
+        machine=Machine.here(),
+        hierarchies=hierarchies,
+        network=Network(settings.instance, load_prefix6(settings.state / "prefix6"), read_resolvers()),
+        disks=Disks(settings.state / "disks"),
+    )
+
+
+def run(settings: NodeSettings) -> None:
+    """Until SIGTERM or SIGINT. Raises SetupMissing when this machine lacks something."""
+    uvloop.run(_run(settings))
+
+
+async def _run(settings: NodeSettings) -> None:
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ground = build_ground(settings)
+    lay_guest_root(settings.runtime_dir / "guest", build.build())
+    await ground.network.open()
+    images = ImageStore(settings.images)
+    await images.sweep()
+    sandboxes = Sandboxes(settings.state, ground, images)
+    pool = await sandboxes.recover(settings.min_pool_size, settings.max_pool_size)
+    pool.open()
+    sandboxes.open()
+    node = Node(ground, sandboxes, images, pool)
+    runner = await _serve(node, settings)
+    log.info("node.ready", runtime=ground.runtime.name, cgroup=ground.hierarchies.version)
+    await _asked_to_stop()
+    node.leave()
+    await sandboxes.close()
+    await runner.cleanup()
+    await pool.close()
+    if not sandboxes.living:
+        await _leave_nothing(ground)
+    log.info("node.stopped", sandboxes_left=len(sandboxes.living))
+
+
+async def _serve(node: Node, settings: NodeSettings) -> web.AppRunner:
+    app = web.Application(middlewares=[speak_plainly], client_max_size=MAX_BODY)
+    app.add_routes(node.routes())
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5, handler_cancellation=True)
+    await runner.setup()
+    await web.SockSite(runner, listening_socket(settings.runtime_dir / "node.sock", settings.group)).start()
+    return runner
+
+
+async def _asked_to_stop() -> None:
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+async def _leave_nothing(ground: Ground) -> None:
+    await ground.network.close()
+    await cgroup.sweep(ground.hierarchies, f"/roost-{ground.instance}", keep=set())
+    unmount(ground.runtime_dir / "guest")
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(ground.runtime_dir)
+    for template in ground.disks.directory.glob("template-*"):
+        template.unlink()

@@ -1,0 +1,210 @@
+"""One pool member: a sandbox that is ready but for its root file system.
+
+The pool makes members and destroys them; a sandbox that claims one attaches its root. Everything of a member follows
+from its number, and its directory exists from before its first part until after its last, so that a node that was
+killed between any two steps finds and removes the rest by the number alone.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost import linux
+from roost.node.cgroup import Cgroup, Hierarchies
+from roost.node.disk import Disk, Disks, remove_disk, unmount
+from roost.node.guest.channel import Guest, GuestLost, listening_socket
+from roost.node.network import Link, Network
+from roost.node.protocol import Limits
+from roost.node.runtimes import Runtime
+from roost.node.runtimes.oci import Container, Machine, container_config
+
+MEMBERS = 1024  # numbers per instance
+FIRST_ID = 2**30  # uids and gids from here on belong to Roost's guests
+IDS = 65536  # per member
+IDLE = Limits(vcpus=1, memory_mb=512, disk_gb=2, pids=1024, timeout_seconds=300)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the members of one node stand on."""
+
+    instance: int
+    runtime_dir: Path  # /run/roost/N
+    runtime: Runtime
+    machine: Machine
+    hierarchies: Hierarchies
+    network: Network
+    disks: Disks
+
+    def site(self, number: int) -> "Site":
+        return Site(self.instance, number, self.runtime_dir / "members" / str(number))
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where member `number` is: names and paths."""
+
+    instance: int
+    number: int
+    directory: Path
+
+    @property
+    def first_id(self) -> int:
+        return FIRST_ID + (self.instance * MEMBERS + self.number) * IDS
+
+    @property
+    def container_id(self) -> str:
+        return f"roost-{self.instance}-{self.number}"
+
+    @property
+    def slot(self) -> Path:
+        """Shared with the guest, which sees what is mounted below it."""
+        return self.directory / "slot"
+
+    @property
+    def root(self) -> Path:
+        return self.slot / "root"
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk"
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "guest.sock"
+
+    @property
+    def mountpoints(self) -> Iterator[Path]:
+        yield from (self.root, self.slot, self.disk)
+
+
+@dataclass(eq=False)
+class Member:
+    ground: Ground
+    site: Site
+    pid: int
+    guest: Guest
+    disk: Disk
+    cgroup: Cgroup
+
+    @property
+    def number(self) -> int:
+        return self.site.number
+
+    async def attach(self, rootfs: Path, limits: Limits, hostname: str) -> None:
+        """Give it its limits and its root: `rootfs`, read-only, below its own disk. Raises GuestLost, GuestRefused."""
+        if limits != IDLE:
+            self.cgroup.apply(limits)
+        if limits.disk_gb != self.disk.gib:
+            site = self.site
+            await asyncio.to_thread(self.disk.remove)
+            self.disk = await self.ground.disks.make(site.container_id, site.disk, limits.disk_gb, site.first_id)
+        await asyncio.to_thread(mount_root, rootfs, self.disk, self.site, self.pid)
+        await self.guest.attach(hostname)
+        await asyncio.to_thread(_forget_mounts, self.site)
+
+    async def destroy(self) -> None:
+        self.guest.close()
+        await destroy(self.ground, self.number)
+
+
+async def make(ground: Ground, number: int) -> Member:
+    """Raises RuntimeFailed, GuestLost, OSError; the number must then be destroyed before it is used again."""
+    site = ground.site(number)
+    site.directory.mkdir(mode=0o711, parents=True)
+    disk = await ground.disks.make(site.container_id, site.disk, IDLE.disk_gb, site.first_id)
+    await asyncio.to_thread(_make_slot, site)
+    cgroup = Cgroup(ground.hierarchies, f"/roost-{ground.instance}", site.container_id)
+    container = Container(
+        root=ground.runtime_dir / "guest",
+        slot=site.slot,
+        first_id=site.first_id,
+        cgroups_path=cgroup.path,
+        hostname="roost",
+        limits=IDLE,
+    )
+    (site.directory / "config.json").write_text(json.dumps(container_config(container, ground.machine)))
+    with listening_socket(site.socket) as listening:
+        pid = await ground.runtime.run(site.container_id, site.directory, listening.fileno())
+    (site.directory / "pid").write_text(str(pid))
+    link = await ground.network.connect(number, pid)
+    guest = await Guest.connect(site.socket)
+    await guest.configure_network(network_plan(link))
+    return Member(ground, site, pid, guest, disk, cgroup)
+
+
+async def adopt(ground: Ground, number: int, disk_gb: int) -> Member:
+    """A member that an earlier node made and a sandbox claimed. Raises GuestLost when its guest init is gone."""
+    site = ground.site(number)
+    guest = await Guest.connect(site.socket)
+    try:
+        pid = int((site.directory / "pid").read_text())
+    except (OSError, ValueError) as error:
+        guest.close()
+        raise GuestLost(f"member {number} has no readable pid: {error}") from error
+    disk = Disk(ground.disks.directory / f"{site.container_id}.img", site.disk, disk_gb)
+    cgroup = Cgroup(ground.hierarchies, f"/roost-{ground.instance}", site.container_id)
+    return Member(ground, site, pid, guest, disk, cgroup)
+
+
+async def destroy(ground: Ground, number: int) -> None:
+    """Whatever there is of the member, made, half-made or half-destroyed."""
+    site = ground.site(number)
+    await ground.runtime.destroy(site.container_id)
+    await ground.network.disconnect(number)
+    await asyncio.to_thread(_remove_files, ground, site)
+
+
+def _remove_files(ground: Ground, site: Site) -> None:
+    for mountpoint in site.mountpoints:
+        unmount(mountpoint)
+    remove_disk(ground.disks.directory / f"{site.container_id}.img", site.disk)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(site.directory)
+
+
+def _make_slot(site: Site) -> None:
+    """A mount of its own, so that only this member's guest receives what is mounted below it."""
+    site.root.mkdir(mode=0o755, parents=True)
+    site.slot.chmod(0o755)
+    linux.mount(site.slot, site.slot, flags=linux.MS_BIND)
+    linux.mount(None, site.slot, flags=linux.MS_PRIVATE)
+    linux.mount(None, site.slot, flags=linux.MS_SHARED)
+
+
+def mount_root(rootfs: Path, disk: Disk, site: Site, pid: int) -> None:
+    """The overlay that becomes the guest's root.
+
+    Only the lower layer is id-mapped, by the guest's user namespace, so that one copy serves every range of ids; an
+    id-mapped upper would make the overlay read-only, so the upper's files carry the member's own ids.
+    """
+    user_namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lower = linux.open_tree(rootfs)
+        try:
+            linux.mount_setattr(lower, userns_fd=user_namespace)
+            options = f"lowerdir=/proc/self/fd/{lower},upperdir={disk.upper},workdir={disk.work}"
+            linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
+        finally:
+            os.close(lower)
+    finally:
+        os.close(user_namespace)
+
+
+def _forget_mounts(site: Site) -> None:
+    """The guest has moved into its own copy of the mount; the host needs none."""
+    unmount(site.root)
+    unmount(site.slot)
+
+
+def network_plan(link: Link) -> list[str]:
+    return [
+        *(link.interface, str(link.mtu)),
+        *(link.ipv4, str(link.prefix4), link.gateway4),
+        *(link.ipv6, str(link.prefix6), link.gateway6),
+    ]

@@ -1,0 +1,218 @@
+"""The warm pool: identical members, ready before they are asked for, each used once.
+
+`take` is the hot path and only pops. One task refills: it makes a member for everyone who waits, in order, and then up
+to the target, which is the configured minimum or, while claims come fast, as many as came in the last seconds. A member
+that dies idle is replaced.
+"""
+
+import asyncio
+import heapq
+import os
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from roost.errors import NoCapacity
+from roost.node import member as members
+from roost.node.capacity import FULL, CpuMeter, memory_is_full
+from roost.node.guest.channel import GuestLost, GuestRefused
+from roost.node.member import MEMBERS, Ground, Member
+from roost.node.protocol import PoolStatus
+from roost.node.runtimes import RuntimeFailed
+
+RECENT = 5.0  # seconds of claims that the target follows
+LARGEST_TARGET = 32  # idle members, however fast claims come
+SURPLUS = 60.0  # seconds after which idle members above the target go, one at a time
+FAILURES = 3  # in a row, after which those who wait are told instead of waiting on
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Pool:
+    def __init__(self, ground: Ground, min_size: int, max_size: int, in_use: set[int] | None = None) -> None:
+        """`in_use`: numbers of members that sandboxes of an earlier node hold."""
+        self._ground = ground
+        self._min, self._max = min_size, max_size
+        self._idle: deque[Member] = deque()
+        self._waiting: deque[asyncio.Future[Member]] = deque()
+        self._numbers = [n for n in range(MEMBERS) if not in_use or n not in in_use]
+        self._busy = len(in_use or ())
+        self._creating = 0
+        self._claims: deque[float] = deque(maxlen=LARGEST_TARGET)
+        self._failures = 0
+        self._cpu = CpuMeter()
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refill: asyncio.Task[None] | None = None
+        self._parallel = os.cpu_count() or 1
+        self._closing = False
+
+    def open(self) -> None:
+        self._refill = asyncio.create_task(self._keep_filled())
+
+    def status(self) -> PoolStatus:
+        return PoolStatus(
+            idle=len(self._idle),
+            busy=self._busy,
+            creating=self._creating,
+            min_size=self._min,
+            max_size=self._max,
+        )
+
+    async def take(self) -> Member:
+        """An idle member; without one, the next that is made, first come first served.
+
+        Raises NoCapacity when the machine is full, or cannot make members. Give it back by `used`.
+        """
+        if self._max and self._busy + len(self._waiting) >= self._max:
+            raise NoCapacity(f"all {self._max} sandboxes of this node are in use (max_pool_size)")
+        if self._busy + len(self._waiting) >= MEMBERS:
+            raise NoCapacity(f"all {MEMBERS} sandboxes of this node are in use")
+        if memory_is_full():
+            raise NoCapacity(f"{FULL:.0%} of this machine's memory are in use")
+        self._claims.append(time.monotonic())
+        while self._idle:
+            member = self._idle.popleft()
+            if not member.guest.lost.done():
+                self._busy += 1
+                self._changed.set()
+                return member
+            self._retire(member)
+        place: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._changed.set()
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and not place.exception():
+                await self.used(place.result())
+            raise
+
+    async def used(self, member: Member) -> None:
+        """Destroys a member that was taken, for it is never used again."""
+        await self._destroy(member.number, member)
+        self._busy -= 1
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Destroys the idle members; those that were taken are their takers'."""
+        self._closing = True
+        if self._refill:
+            self._refill.cancel()
+            await asyncio.gather(self._refill, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._idle:
+            await self._destroy(self._idle[0].number, self._idle.popleft())
+
+    # refilling
+
+    def _target(self) -> int:
+        now = time.monotonic()
+        recent = sum(1 for claim in self._claims if now - claim < RECENT)
+        return self._min if recent <= self._min else recent
+
+    def _wanted(self) -> bool:
+        if self._closing or self._creating >= self._parallel or not self._numbers:
+            return False
+        ready = len(self._idle) + self._creating
+        if self._waiting:
+            return self._creating < len(self._waiting)
+        if self._max and self._busy + ready >= self._max:
+            return False
+        if ready < self._min:
+            return not memory_is_full()
+        return ready < self._target() and not memory_is_full() and self._cpu.share() < FULL
+
+    async def _keep_filled(self) -> None:
+        while True:
+            self._changed.clear()
+            while self._wanted():
+                self._own(self._create())
+                self._creating += 1
+            if len(self._idle) > self._target():
+                await self._trim()
+            else:
+                try:
+                    async with asyncio.timeout(1.0 if self._target() > self._min else None):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+
+    async def _trim(self) -> None:
+        try:
+            async with asyncio.timeout(SURPLUS):
+                await self._changed.wait()
+        except TimeoutError:
+            self._retire(self._idle.popleft())
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _create(self) -> None:
+        number = heapq.heappop(self._numbers)
+        try:
+            member = await members.make(self._ground, number)
+        except (RuntimeFailed, GuestLost, GuestRefused, OSError, TimeoutError) as error:
+            log.error("member.failed", number=number, error=str(error))
+            self._creating -= 1
+            await self._destroy(number)
+            await self._failed(error)
+            return
+        except BaseException:
+            self._creating -= 1
+            raise
+        self._creating -= 1
+        self._failures = 0
+        self._hand_out(member)
+
+    def _hand_out(self, member: Member) -> None:
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(member)
+                self._busy += 1
+                self._changed.set()
+                return
+        self._idle.append(member)
+        member.guest.lost.add_done_callback(lambda _: self._lost_idle(member))
+        self._changed.set()
+
+    def _lost_idle(self, member: Member) -> None:
+        if member in self._idle and not self._closing:
+            log.warning("member.lost", number=member.number, why=member.guest.lost.result())
+            self._idle.remove(member)
+            self._retire(member)
+
+    def _retire(self, member: Member) -> None:
+        self._own(self._destroy(member.number, member))
+
+    async def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES:
+            while self._waiting:
+                place = self._waiting.popleft()
+                if not place.done():
+                    place.set_exception(NoCapacity(f"this node cannot make sandboxes now: {error}"))
+        if not self._closing:
+            await asyncio.sleep(min(5.0, 0.05 * 2**self._failures))
+        self._changed.set()
+
+    async def _destroy(self, number: int, member: Member | None = None) -> None:
+        """Until it is really gone: its number is not used again before."""
+        pause = 0.05
+        while True:
+            try:
+                await (member.destroy() if member else members.destroy(self._ground, number))
+            except (RuntimeFailed, OSError, TimeoutError) as error:
+                log.error("member.undestroyed", number=number, error=str(error))
+                await asyncio.sleep(pause)
+                pause = min(10.0, 2 * pause)
+            else:
+                heapq.heappush(self._numbers, number)
+                self._changed.set()
+                return

@@ -1,0 +1,50 @@
+"""What survives the node on its disk: one small file per sandbox, replaced whole at each step of its life.
+
+A record is written before the step that it announces takes effect, and holds no secrets (no script, no environment).
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from roost.node.protocol import Limits, SandboxState
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    state: SandboxState
+    boot: str  # the machine's boot id: after another boot nothing of a sandbox is left
+    member: int | None  # None: not claimed yet, or gone already
+    image_content: str
+    limits: Limits
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Records:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for unfinished in directory.glob("*.new"):
+            unfinished.unlink()
+
+    def write(self, record: Record) -> None:
+        """Whole or not at all. Raises OSError when the disk does not take it."""
+        path = self._path(record.state.id)
+        fresh = path.with_suffix(".new")
+        try:
+            fresh.write_bytes(msgspec.json.encode(record))
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+
+    def remove(self, id: str) -> None:
+        self._path(id).unlink(missing_ok=True)
+
+    def read_all(self) -> list[Record]:
+        return [msgspec.json.decode(path.read_bytes(), type=Record) for path in self._directory.glob("*.json")]
+
+    def _path(self, id: str) -> Path:
+        return self._directory / f"{id}.json"

@@ -1,0 +1,384 @@
+"""One sandbox on this node, from claim to end.
+
+    start -> [claimed] -> running -> script over -> ended
+
+`Sandboxes` (sandboxes.py) keeps them by id. What must hold: a state is on disk before anyone is told it; the exit
+status comes from guest init's waitpid or is reported as lost; output is in the log before guest init may forget it.
+"""
+
+import asyncio
+import contextlib
+import errno
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from roost.clock import now_ns
+from roost.errors import Conflict, NoCapacity
+from roost.node.guest.channel import GuestLost, GuestProcess, GuestRefused
+from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
+from roost.node.images import Hold
+from roost.node.log import LogWriter
+from roost.node.member import Member
+from roost.node.pool import Pool
+from roost.node.protocol import Cause, Exec, ExecResult, Limits, SandboxState, StartSandbox, StopSandbox
+from roost.node.record import Record, Records, boot_id
+
+SCRIPT = "/run/roost/script"  # on a small file system of guest init's own, so in no workspace
+FIRST_PROCESS = 1  # guest init's number for the script
+KILL_WAIT = 3.0  # seconds that guest init may take to tell how a killed script ended
+TRIES = 3  # members that may turn out dead before the script has been started
+BASE_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "SHELL": "/bin/sh",
+    "LANG": "C.UTF-8",
+}
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+def script_command(script: bytes, environment: dict[str, str]) -> Command:
+    """A script with a `#!` line is executed as it says; any other is the shell's."""
+    arguments = [SCRIPT] if script.startswith(b"#!") else ["/bin/sh", SCRIPT]
+    return Command(arguments, BASE_ENVIRONMENT | environment)
+
+
+def hosts_file(hostname: str) -> bytes:
+    return f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n".encode()
+
+
+def resolver_file(resolvers: tuple[str, ...]) -> bytes:
+    return "".join(f"nameserver {address}\n" for address in resolvers).encode()
+
+
+class Sandbox:
+    def __init__(
+        self,
+        record: Record,
+        records: Records,
+        pool: Pool,
+        hold: Hold | None,
+        log_path: Path,
+        changed: Callable[[SandboxState], None],
+    ) -> None:
+        self.state = record.state
+        self.limits = record.limits
+        self.log_path = log_path
+        self.log: LogWriter | None = None
+        self.member: Member | None = None
+        self._image = record.image_content
+        self._records = records
+        self._pool = pool
+        self._hold = hold
+        self._changed = changed
+        self._script: GuestProcess | None = None
+        self._asked = False  # guest init was asked to start the script, so it is never started anew
+        self._next_process = FIRST_PROCESS + 1
+        self._stop: asyncio.Future[tuple[StopSandbox, Cause]] = asyncio.get_running_loop().create_future()
+        self._life: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return self.state.id
+
+    # beginning
+
+    async def start(self, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
+        """Claims a member and starts the script. Raises NoCapacity, and then there is nothing of the sandbox."""
+        self.log = _open_log(self.log_path)
+        for attempt in range(TRIES):
+            member = await self._pool.take()
+            try:
+                await self._begin(member, request, resolvers)
+                return
+            except GuestRefused as refusal:
+                await self._fail(f"the sandbox could not be started: {refusal}")
+                return
+            except GuestLost as lost:
+                if not self._asked and attempt + 1 < TRIES:
+                    log.warning("member.lost", number=member.number, why=str(lost))
+                    self.member = None
+                    await self._pool.used(member)
+                    continue
+                await self._fail(f"the sandbox died while it was being started: {lost}")
+                return
+            except OSError as error:
+                self.member = None
+                await self._pool.used(member)
+                raise _no_capacity(error) from error
+
+    async def _begin(self, member: Member, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
+        self.member = member
+        assert self._hold
+        await member.attach(self._hold.path, self.limits, request.hostname)
+        guest = member.guest
+        await asyncio.gather(
+            guest.write_file(SCRIPT, 0o700, request.script),
+            guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
+            guest.write_file("/etc/hosts", 0o644, hosts_file(request.hostname)),
+            guest.write_file("/etc/hostname", 0o644, f"{request.hostname}\n".encode()),
+        )
+        self._save(self.state)  # from here on a restarted node asks this member's guest init
+        command = script_command(request.script, request.environment)
+        started, self._asked = now_ns(), True
+        self._script = await guest.start(FIRST_PROCESS, command, self._log_writer().write)
+        self._become(phase="running", started_ns=started)
+        self._life = asyncio.create_task(self._live())
+
+    def adopt(self, member: Member) -> bool:
+        """After a restart of the node; False when guest init never got to start the script."""
+        known = member.guest.known.get(FIRST_PROCESS)
+        if known is None:
+            return False
+        self.member = member
+        self.log = LogWriter(self.log_path)
+        self.log.taken(known.acknowledged)
+        self._script = member.guest.adopt(FIRST_PROCESS, self.log.write, self.log.output)
+        self._next_process = 1 + max(member.guest.known)
+        for id in list(member.guest.known):
+            if id != FIRST_PROCESS:  # an exec whose caller is gone with the old node
+                member.guest.adopt(id, lambda _: None, member.guest.known[id].acknowledged).signal(signal.SIGKILL)
+        if self.state.phase == "starting":
+            self._become(phase="running", started_ns=now_ns())
+        self._life = asyncio.create_task(self._live())
+        return True
+
+    # life
+
+    async def _live(self) -> None:
+        try:
+            await self._await_end()
+        except Exception as error:
+            log.exception("sandbox.fault", id=self.id)
+            await self._fail(f"internal error of the node: {type(error).__name__}")
+
+    async def _await_end(self) -> None:
+        assert self._script
+        ending = asyncio.ensure_future(self._script.wait())
+        try:
+            async with asyncio.timeout(self._time_left()):
+                await asyncio.wait({ending, self._stop}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            await self._kill_script(ending)
+            limit = self.limits.timeout_seconds
+            await self._over(ending, "timeout", f"timed out: the script ran longer than {limit} s and was killed")
+            return
+        if self._stop.done() and not ending.done():
+            request, cause = self._stop.result()
+            await self._end_gently(ending, request)
+            await self._over(ending, cause, request.reason)
+            return
+        await self._over(ending, "exited", None)
+
+    def _time_left(self) -> float | None:
+        """Of the wall clock, which also runs while the node is down."""
+        if not self.limits.timeout_seconds or self.state.started_ns is None:
+            return None
+        return max(0.0, self.limits.timeout_seconds - (now_ns() - self.state.started_ns) / 1e9)
+
+    async def _end_gently(self, ending: asyncio.Future[Exited], request: StopSandbox) -> None:
+        assert self.member
+        if request.grace_seconds > 0:
+            self.member.guest.signal_everyone(signal.SIGTERM)
+            await asyncio.wait({ending}, timeout=request.grace_seconds)
+        if not ending.done():
+            await self._kill_script(ending)
+
+    async def _kill_script(self, ending: asyncio.Future[Exited]) -> None:
+        """Through guest init, which then tells the status and the last output; what it does not tell is lost."""
+        assert self.member
+        self.member.guest.signal_everyone(signal.SIGKILL)
+        await asyncio.wait({ending}, timeout=KILL_WAIT)
+        if not ending.done():
+            self.member.guest.close()
+            await asyncio.wait({ending})
+
+    async def _over(self, ending: asyncio.Future[Exited], cause: Cause, reason: str | None) -> None:
+        """The script has ended, one way or another: make that durable, tell it, then remove the sandbox."""
+        assert self.member
+        kills = self._oom_kills()
+        exit_code: int | None = None
+        try:
+            exit = await ending
+            exit_code = exit.exit_code
+            if cause == "exited" and kills and exit.signal == signal.SIGKILL:
+                cause = "oom"
+        except GuestLost as lost:
+            if cause == "exited":
+                cause = "oom" if kills else "lost"
+                reason = f"the sandbox ended by itself ({lost}), so the script's exit status is unknown"
+        if cause == "oom":
+            limit = f"out of memory: the sandbox may use {self.limits.memory_mb} MB"
+            reason = f"{limit}; {reason}" if reason else limit
+        if kills:
+            remark = f"out of memory ({self.limits.memory_mb} MB): the kernel ended {kills} process(es)"
+            self._remark(remark)
+        await self._finish(cause, reason, exit_code)
+
+    async def _fail(self, reason: str) -> None:
+        await self._finish("failed", reason, None)
+
+    async def _finish(self, cause: Cause, reason: str | None, exit_code: int | None) -> None:
+        writer = self._log_writer()
+        if writer.dropped:
+            self._remark(f"{writer.dropped} bytes of output were dropped at the limit")
+        if reason:
+            self._remark(reason)
+        await self._become_surely(script_ended_ns=now_ns(), exit_code=exit_code, cause=cause, reason=reason)
+        writer.close()
+        member, self.member = self.member, None
+        if member:
+            await self._pool.used(member)
+        self.release()
+        await self._become_surely(phase="ended", ended_ns=now_ns())
+        self.ended.set()
+
+    def _oom_kills(self) -> int:
+        assert self.member
+        with contextlib.suppress(OSError):
+            return self.member.cgroup.oom_kills()
+        return 0
+
+    async def stop(self, request: StopSandbox, cause: Cause = "stopped") -> None:
+        """Returns when the sandbox is gone; the first request's grace and reason hold."""
+        if not self._stop.done():
+            self._stop.set_result((request, cause))
+        await self.ended.wait()
+
+    def release(self) -> None:
+        """What it holds but its member: the image."""
+        if self._hold:
+            self._hold.release()
+
+    async def let_go(self) -> None:
+        """The node goes, the sandbox stays for the next one."""
+        if self._life:
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+        if self.member:
+            self.member.guest.close()
+        if self.log:
+            self.log.close()
+
+    # commands beside the script
+
+    async def execute(self, request: Exec) -> ExecResult:
+        """Raises Conflict when the sandbox is not running."""
+        if self.state.phase != "running" or self.state.script_ended_ns or not self.member:
+            raise Conflict(f"sandbox {self.id} is not running, so nothing can be executed in it")
+        id, self._next_process = self._next_process, self._next_process + 1
+        output = _Output(request.output_limit)
+        begun = now_ns()
+        command = Command(["/bin/sh", "-c", request.command], environment=None, end_group=True)
+        try:
+            process = await self.member.guest.start(id, command, output.take)
+        except GuestRefused as refusal:
+            raise Conflict(f"the sandbox could not start the command: {refusal}") from None
+        except GuestLost as lost:
+            raise Conflict(f"the sandbox ended before the command was started: {lost}") from None
+        exited, timed_out = await _bounded(process, request.timeout_seconds)
+        process.release()
+        return ExecResult(
+            exit_code=exited.exit_code if exited else None,
+            stdout=b"".join(output.parts[STDOUT]),
+            stderr=b"".join(output.parts[STDERR]),
+            truncated=output.truncated,
+            timed_out=timed_out,
+            duration_ms=(now_ns() - begun) // 1_000_000,
+            reason=None if exited else "the sandbox ended during the command, so its exit status is unknown",
+        )
+
+    # state
+
+    def _become(self, **changes: object) -> None:
+        state = msgspec.structs.replace(self.state, **changes)
+        self._save(state)
+        self.state = state
+        self._changed(state)
+
+    async def _become_surely(self, **changes: object) -> None:
+        """What happened cannot be taken back, so a full disk only delays telling it."""
+        while True:
+            try:
+                self._become(**changes)
+                return
+            except OSError as error:
+                log.warning("record.unwritten", id=self.id, error=str(error))
+                await asyncio.sleep(0.5)
+
+    def _save(self, state: SandboxState) -> None:
+        number = self.member.number if self.member else None
+        self._records.write(
+            Record(state=state, boot=boot_id(), member=number, image_content=self._image, limits=self.limits)
+        )
+
+    def _log_writer(self) -> LogWriter:
+        assert self.log
+        return self.log
+
+    def _remark(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # it is told by the state too
+            self._log_writer().remark(text)
+
+
+class _Output:
+    """Both streams of a command, up to a limit together."""
+
+    def __init__(self, limit: int) -> None:
+        self.parts: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
+        self.truncated = False
+        self._room = limit
+
+    def take(self, pairs: list[tuple[int, bytes]]) -> None:
+        for stream, data in pairs:
+            kept = data[: self._room]
+            self._room -= len(kept)
+            self.truncated |= len(kept) < len(data)
+            self.parts[stream].append(kept)
+
+
+async def _bounded(process: GuestProcess, timeout: float) -> tuple[Exited | None, bool]:
+    """How the process ended (None: unknown), and whether it was killed for its time."""
+    ending = asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.wait({ending}, timeout=timeout)
+        timed_out = not ending.done()
+        if timed_out:
+            process.signal(signal.SIGKILL)
+            await asyncio.wait({ending}, timeout=KILL_WAIT)
+        with contextlib.suppress(GuestLost):
+            return (ending.result() if ending.done() else None), timed_out
+        return None, timed_out
+    finally:
+        if not ending.done():  # the caller has gone, or the process does not die: nobody waits for it any more
+            process.signal(signal.SIGKILL)
+            ending.cancel()
+
+
+def _open_log(path: Path) -> LogWriter:
+    try:
+        return LogWriter(path)
+    except OSError as error:
+        raise _no_capacity(error) from error
+
+
+def _no_capacity(error: OSError) -> NoCapacity:
+    """A disk that takes nothing may do so again later; any other failure of the machine is a fault."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    return NoCapacity(f"the node's state directory cannot be written: {error.strerror}")
+
+
+def initial_state(id: str) -> SandboxState:
+    return SandboxState(id=id, phase="starting")
+
+
+def initial_record(id: str, limits: Limits, content: str) -> Record:
+    return Record(state=initial_state(id), boot=boot_id(), member=None, image_content=content, limits=limits)

@@ -1,0 +1,292 @@
+"""`roost up`: starts both programs of one instance, keeps them running, and stops them in order.
+
+It alone decides their privileges: `roost node` stays root; `roost serve` becomes an ordinary user without
+capabilities, in a view of the machine that holds only what it needs (`roost.view`). Neither outlives this
+process, however it ends. It parses nothing from the network.
+"""
+
+import asyncio
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost import instance, linux, view
+from roost.errors import Conflict, Invalid, NoCapacity, SetupMissing
+from roost.instance import Credentials, Instance
+from roost.node import protocol
+from roost.program import Program, environment, exit_status, launch, manner, roost, say
+
+Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+HEALTH_SECONDS = 120  # a first start migrates the database and fills the pool
+SERVE_STOP_SECONDS = 40  # it ends every sandbox first, and a script has 5 s after TERM
+NODE_STOP_SECONDS = 30
+MAX_HEALTH = 16384  # bytes of one answer about health
+HELLO = "echo Hello from a sandbox of $(. /etc/os-release; echo $PRETTY_NAME)"
+
+
+@dataclass(frozen=True)
+class UpSettings:
+    """What `roost up` was asked for. `listen` is HOST:PORT; port 0 takes a free one."""
+
+    state: Path
+    listen: str
+    images: Path
+    runtime: str | None
+    min_pool_size: int
+    max_pool_size: int
+    user: str
+    hello: bool
+
+
+def run(settings: UpSettings) -> None:
+    """Returns when it was told to stop and everything has stopped; a RoostError says why it could not run."""
+    if os.geteuid() != 0:
+        raise SetupMissing("`roost up` needs root for mounts, namespaces and the firewall; start it with sudo")
+    account = _account(settings.user)
+    host, port = parse_listen(settings.listen)
+    os.umask(0o022)
+    fresh = not settings.state.exists()
+    _make_state(settings, account)
+    claimed = instance.claim(settings.state)
+    try:
+        address = _free_address(host, port)
+        url = f"http://{_in_url(_reachable(address[0]))}:{address[1]}"
+        credentials = instance.settle_credentials(settings.state, url)
+        asyncio.run(_supervise(settings, claimed, account, address, credentials))
+    except Conflict:
+        if fresh:
+            shutil.rmtree(settings.state)
+        raise
+    finally:
+        claimed.release()
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`127.0.0.1:8484`, `[::1]:8484`, `localhost:0`."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise Invalid(f"--listen {text!r} is not HOST:PORT, for example 127.0.0.1:8484")
+    return host, int(port)
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        text = f"there is no user {user!r}; `make setup` makes it, as does `adduser --system --group {user}`"
+        raise SetupMissing(text) from None
+    if account.pw_uid == 0:
+        raise Invalid("--user must not be root: the control plane reads what the network sends")
+    return account
+
+
+def _make_state(settings: UpSettings, account: pwd.struct_passwd) -> None:
+    """Directories with their owners; what exists already keeps its mode, except the private ones."""
+    try:
+        if not settings.state.exists():
+            settings.state.mkdir(mode=0o711, parents=True)
+        settings.images.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, owner in (("serve", account.pw_uid), ("node", 0)):
+            place = settings.state / name
+            place.mkdir(mode=0o700, exist_ok=True)
+            place.chmod(0o700)
+            os.chown(place, owner, account.pw_gid if owner else 0)
+    except OSError as error:
+        text = f"cannot make {error.filename}: {error.strerror}; choose another directory with --state"
+        raise SetupMissing(text) from error
+
+
+def _free_address(host: str, port: int) -> tuple[str, int]:
+    """The numeric address to listen on, with a free port for port 0. Conflict where it is taken."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+            bound = probe.getsockname()
+            return str(bound[0]), int(bound[1])
+    except OSError as error:
+        text = f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it, or choose another"
+        raise Conflict(f"{text} address with --listen HOST:PORT") from error
+
+
+def _reachable(host: str) -> str:
+    """Where a client on this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# ---- the two programs --------------------------------------------------------------------------------------
+
+
+def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
+    group = settings.user
+    command = [*roost(), "node", "--state", f"{settings.state / 'node'}", "--images", f"{settings.images}"]
+    command += ["--runtime-dir", f"{claimed.runtime_dir}", "--instance", f"{claimed.number}", "--group", group]
+    command += ["--min-pool-size", f"{settings.min_pool_size}", "--max-pool-size", f"{settings.max_pool_size}"]
+    return [*command, "--runtime", settings.runtime] if settings.runtime else command
+
+
+def serve_command(state: Path, claimed: Instance, address: tuple[str, int]) -> list[str]:
+    host, port = address
+    command = [*roost(), "serve", "--state", f"{state / 'serve'}", "--node-socket", f"{claimed.node_socket}"]
+    return [*command, "--host", host, "--port", f"{port}"]
+
+
+def _launch_node(command: list[str]) -> int:
+    return launch(command, environment(*os.environ), None, lambda: None)
+
+
+def _launch_serve(command: list[str], token: str, seen: view.View, account: pwd.struct_passwd) -> int:
+    """The token goes in on standard input, where no list of processes shows it."""
+
+    def drop() -> None:
+        view.enter(seen)
+        linux.become(account.pw_uid, account.pw_gid)
+        os.umask(0o077)
+
+    reading, writing = os.pipe()
+    try:
+        variables = environment("LANG", "LC_ALL", "TZ") | {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
+        pid = launch(command, variables, reading, drop)
+        os.write(writing, token.encode() + b"\n")
+        return pid
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+# ---- running them ------------------------------------------------------------------------------------------
+
+
+async def _supervise(
+    settings: UpSettings,
+    claimed: Instance,
+    account: pwd.struct_passwd,
+    address: tuple[str, int],
+    credentials: Credentials,
+) -> None:
+    stop, hasten = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, _on_signal, stop, hasten)
+
+    seen = view.view_of(view.interpreter_paths(), writable=[settings.state / "serve"], shallow=[claimed.runtime_dir])
+    for_node = node_command(settings, claimed)
+    for_serve = serve_command(settings.state, claimed, address)
+    node = Program("node", lambda: _launch_node(for_node))
+    serve = Program("serve", lambda: _launch_serve(for_serve, credentials.api_token, seen, account))
+
+    keep_node = asyncio.create_task(node.keep())
+    keep_serve = asyncio.create_task(serve.keep())
+    welcome = asyncio.create_task(_welcome(settings, claimed, address, credentials, (node, serve)))
+    stopped = asyncio.create_task(stop.wait())
+    ends = {keep_node, keep_serve, stopped}
+    try:
+        await asyncio.wait(ends | {welcome}, return_when=asyncio.FIRST_COMPLETED)
+        if welcome.done() and not welcome.exception():
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        welcome.cancel()
+        await asyncio.wait([welcome])
+        say("stopping: first the control plane with its sandboxes, then the node")
+        await serve.stop(keep_serve, SERVE_STOP_SECONDS, hasten)
+        await node.stop(keep_node, NODE_STOP_SECONDS, hasten)
+    for task in (keep_node, keep_serve, welcome):
+        if not task.cancelled() and (failure := task.exception()):
+            raise failure
+
+
+def _on_signal(stop: asyncio.Event, hasten: asyncio.Event) -> None:
+    (hasten if stop.is_set() else stop).set()
+
+
+async def _welcome(
+    settings: UpSettings,
+    claimed: Instance,
+    address: tuple[str, int],
+    credentials: Credentials,
+    programs: tuple[Program, Program],
+) -> None:
+    """Waits until both programs answer, then says how to use them."""
+    say(f"starting Roost (instance {claimed.number}, state in {settings.state})")
+    await _health(claimed.node_socket, (_reachable(address[0]), address[1]))
+    for program in programs:
+        program.healthy = True
+    if settings.hello:
+        await _hello(settings.state)
+    print(welcome(settings.state, credentials), flush=True)
+
+
+def welcome(state: Path, credentials: Credentials) -> str:
+    """What a newcomer needs next."""
+    program = os.path.relpath(Path(sys.executable).with_name("roost"))
+    which = "" if state == instance.DEFAULT_STATE else f" --state {shlex.quote(str(state))}"
+    return "\n".join(
+        (
+            f"Roost is ready: {credentials.api_url}",
+            f"  try          {program} run{which} 'echo hello'",
+            f"  credentials  {instance.credentials_path(state)}",
+            "  stop         Ctrl-C here, or SIGTERM to this process",
+        )
+    )
+
+
+async def _health(node_socket: Path, address: tuple[str, int]) -> None:
+    """Waits for each of them to answer. NoCapacity when that takes too long."""
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS):
+            await _until_answered(b"200", asyncio.open_unix_connection, str(node_socket), path="/v1/node")
+            ready = b'"node":"ready"'
+            await _until_answered(ready, asyncio.open_connection, *address, path="/api/v1/health")
+    except TimeoutError:
+        text = f"Roost was not healthy within {HEALTH_SECONDS} s; the messages above say why"
+        raise NoCapacity(text) from None
+
+
+async def _until_answered(words: bytes, connect: Connect, *where: str | int, path: str) -> None:
+    while words not in await _answer(connect, *where, path=path):
+        await asyncio.sleep(0.02)
+
+
+async def _answer(connect: Connect, *where: str | int, path: str) -> bytes:
+    """What an HTTP server there says to a GET, head and body, cut at a limit; nothing when there is none."""
+    head = ("Host: roost", f"{protocol.HEADER}: {protocol.VERSION}", "Connection: close")
+    request = "\r\n".join((f"GET {path} HTTP/1.1", *head, "", ""))
+    answer = b""
+    try:
+        async with asyncio.timeout(2):
+            reader, writer = await connect(*where)
+            try:
+                writer.write(request.encode())
+                while len(answer) < MAX_HEALTH and (more := await reader.read(MAX_HEALTH)):
+                    answer += more
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return b""
+    return answer
+
+
+async def _hello(state: Path) -> None:
+    """A first job by the same command that a user types, through the HTTP API."""
+    print(f"$ roost run '{HELLO}'", flush=True)
+    command = [*roost(), "run", "--state", str(state), HELLO]
+    pid = launch(command, environment(*os.environ), None, lambda: None)
+    status = await exit_status(pid)
+    if status != 0:
+        say(f"the first job failed ({manner(status)}); `roost doctor` says what this machine lacks")

@@ -1,0 +1,119 @@
+"""A control plane as `roost up` starts it: a process of its own, an ordinary user, here without any node."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+TOKEN = "test-token-0123456789abcdef"
+NOBODY = 65534
+START = """
+import sys
+from pathlib import Path
+from roost.serve import serve
+from roost.settings import ServeSettings
+state, host, port = sys.argv[1:]
+serve(ServeSettings(Path(state), Path(state) / "no-node.sock", host, int(port)), sys.stdin.readline().strip())
+"""
+
+
+@dataclass
+class Served:
+    """A running control plane."""
+
+    process: subprocess.Popen[str]
+    url: str
+    events: Path
+
+    def client(self, token: str = TOKEN) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=10)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def launch(state: Path, events: Path, port: int = 0, token: str = TOKEN, root: bool = False) -> subprocess.Popen[str]:
+    ordinary = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 and not root else {}
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, str(state), "127.0.0.1", str(port)],
+        stdin=subprocess.PIPE,
+        stderr=events.open("w"),
+        text=True,
+        cwd="/",
+        **ordinary,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(token + "\n")
+        process.stdin.close()
+    return process
+
+
+def serving(state: Path, token: str = TOKEN) -> Served:
+    events = state.parent / "events"
+    process = launch(state, events, token=token)
+    while process.poll() is None:
+        for line in events.read_text().splitlines():
+            if '"serve.listening"' in line:
+                return Served(process, f"http://127.0.0.1:{json.loads(line)['port']}", events)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    raise AssertionError(f"the control plane ended: {events.read_text()}")
+
+
+def _state() -> Iterator[Path]:
+    place = Path(tempfile.mkdtemp(prefix="roost-serve-", dir="/tmp"))
+    place.chmod(0o711)
+    state = place / "serve"
+    state.mkdir()
+    if os.geteuid() == 0:
+        os.chown(state, NOBODY, NOBODY)
+    try:
+        yield state
+    finally:
+        shutil.rmtree(place)
+
+
+def _served(state: Path) -> Iterator[Served]:
+    served = serving(state)
+    try:
+        yield served
+    finally:
+        if served.process.poll() is None:
+            served.kill()
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """An empty directory that an ordinary user may write."""
+    yield from _state()
+
+
+@pytest.fixture
+def served(state: Path) -> Iterator[Served]:
+    yield from _served(state)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[httpx.Client]:
+    """A client of one control plane for all tests of a module, which leave no mark that another would see."""
+    for state in _state():
+        for served in _served(state):
+            with served.client() as client:
+                yield client

@@ -1,0 +1,120 @@
+"""What a 202 promises, and what the state directory holds, through kills and restarts."""
+
+import socket
+import sqlite3
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from conftest import TOKEN, Served, launch, serving
+
+from roost.db import migrate
+
+JOBS = "/api/v1/mags-jobs"
+SECRET = "correct-horse-battery-staple"
+
+
+def test_an_accepted_job_survives_kill_9(state: Path) -> None:
+    for _ in range(2):
+        served = serving(state)
+        try:
+            with served.client() as client:
+                job = client.post(JOBS, json={"script": "echo hi", "name": "kept"}).json()["request_id"]
+        finally:
+            served.kill()
+        served = serving(state)
+        try:
+            with served.client() as client:
+                assert client.get(f"{JOBS}/{job}/status").json()["status"] == "pending"
+                assert client.get(f"{JOBS}/kept/status").json()["request_id"] == job
+        finally:
+            served.kill()
+
+
+def test_a_stop_survives_kill_9(state: Path) -> None:
+    served = serving(state)
+    with served.client() as client:
+        job = client.post(JOBS, json={"script": "echo hi"}).json()["request_id"]
+        client.post(f"{JOBS}/{job}/stop")
+    served.kill()
+    served = serving(state)
+    with served.client() as client:
+        assert client.get(f"{JOBS}/{job}/status").json()["stopped"] is True
+    assert served.stop() == 0
+
+
+def test_secrets_lie_nowhere_readable(served: Served, state: Path) -> None:
+    with served.client() as client:
+        answer = client.post(JOBS, json={"script": "echo hi", "environment": {"PASSWORD": SECRET}})
+        job = answer.json()["request_id"]
+        files = [path.read_bytes() for path in [*state.iterdir(), served.events]]
+        assert not any(text.encode() in content for text in (SECRET, TOKEN) for content in files)
+        assert state.joinpath("secret.key").stat().st_mode & 0o777 == 0o600
+        sealed = "SELECT environment IS NOT NULL FROM jobs WHERE request_id = ?"
+        with sqlite3.connect(state / "roost.db") as database:
+            assert database.execute(sealed, [job]).fetchone() == (1,)
+            client.post(f"{JOBS}/{job}/stop")
+            assert database.execute(sealed, [job]).fetchone() == (0,)
+
+
+def test_sigterm_ends_it_in_order_with_pending_jobs_kept(state: Path) -> None:
+    served = serving(state)
+    with served.client() as client:
+        job = client.post(JOBS, json={"script": "echo hi"}).json()["request_id"]
+    assert served.stop() == 0
+    served = serving(state)
+    with served.client() as client:
+        assert client.get(f"{JOBS}/{job}/status").json()["status"] == "pending"
+    assert served.stop() == 0
+
+
+def test_sigterm_does_not_wait_for_those_who_follow(served: Served) -> None:
+    with served.client() as client:
+        job = client.post(JOBS, json={"script": "echo hi"}).json()["request_id"]
+        with client.stream("GET", f"{JOBS}/{job}/logs?follow=true") as events:
+            assert served.stop() == 0
+            assert "".join(events.iter_text()) == ""
+
+
+def test_a_new_first_token_replaces_the_old_one(state: Path) -> None:
+    served = serving(state)
+    with served.client() as client:
+        job = client.post(JOBS, json={"script": "echo hi"}).json()["request_id"]
+    served.stop()
+    served = serving(state, token="another-token-0123456789")
+    with served.client() as old, served.client("another-token-0123456789") as new:
+        assert old.get(JOBS).status_code == 401
+        assert new.get(f"{JOBS}/{job}/status").status_code == 200
+    assert served.stop() == 0
+
+
+def test_a_taken_port_is_named_and_ends_it(state: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = launch(state, tmp_path / "events", port=port)
+        assert process.wait(20) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in (tmp_path / "events").read_text()
+
+
+def test_a_database_of_a_newer_roost_is_left_alone(state: Path, tmp_path: Path) -> None:
+    served = serving(state)
+    served.stop()
+    with sqlite3.connect(state / "roost.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    process = launch(state, tmp_path / "events")
+    assert process.wait(20) == 1
+    assert "newer Roost" in (tmp_path / "events").read_text()
+
+
+def test_a_file_that_is_no_database_is_left_alone(state: Path, tmp_path: Path) -> None:
+    (state / "roost.db").write_bytes(b"something else" * 1000)
+    process = launch(state, tmp_path / "events")
+    assert process.wait(20) == 1
+    assert "cannot be opened as a database" in (tmp_path / "events").read_text()
+    assert (state / "roost.db").read_bytes() == b"something else" * 1000
+
+
+def test_the_head_that_files_name_is_alembics() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.VERSIONS.parent))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrate.head()

@@ -1,0 +1,82 @@
+"""What the words of a command line come to mean."""
+
+from pathlib import Path
+
+import pytest
+
+from roost.cli.follow import Ending
+from roost.cli.images import default_name
+from roost.cli.jobs import exit_status, read_script, submission
+from roost.errors import Invalid
+
+
+def test_an_argument_that_names_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text("echo ä")
+    assert read_script(str(tmp_path / "job.sh")) == "echo ä"
+
+
+@pytest.mark.parametrize("text", ["echo hello", "", "x" * 100_000, "echo a\necho b", "/no/such/file"])
+def test_any_other_argument_is_the_script_itself(text: str) -> None:
+    assert read_script(text) == text
+
+
+def test_a_directory_is_not_a_script_file(tmp_path: Path) -> None:
+    assert read_script(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_file_that_is_not_text_is_refused_with_the_place(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"ab\xff")
+    with pytest.raises(Invalid, match=r"not UTF-8 text \(byte 2\)"):
+        read_script(str(tmp_path / "binary"))
+
+
+def test_only_what_was_asked_for_is_sent() -> None:
+    assert submission("true", ()) == {"script": "true", "type": "inline"}
+
+
+def test_options_have_their_names_of_the_wire() -> None:
+    options = {"name": "n", "timeout": 5, "image": "alpine", "memory": 64, "vcpus": 0.5, "disk": 3}
+    assert submission("true", ("A=1", "B=x=y", "C="), **options) == {
+        "script": "true",
+        "type": "inline",
+        "name": "n",
+        "timeout": 5,
+        "rootfs_type": "alpine",
+        "memory_mb": 64,
+        "vcpus": 0.5,
+        "disk_gb": 3,
+        "environment": {"A": "1", "B": "x=y", "C": ""},
+    }
+
+
+@pytest.mark.parametrize("pair", ["A", "=1", ""])
+def test_environment_without_key_or_value_is_refused(pair: str) -> None:
+    with pytest.raises(Invalid, match="KEY=VALUE"):
+        submission("true", (pair,))
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        (Ending("completed", 0, None), 0),
+        (Ending("error", 3, None), 3),
+        (Ending("error", 137, "timed out after 1 s"), 137),
+        (Ending("error", 0, "the disk was lost"), 1),
+        (Ending("error", None, "the node was lost"), 1),
+    ],
+)
+def test_the_exit_status_is_the_scripts_and_never_success_without_one(ending: Ending, status: int) -> None:
+    assert exit_status(ending) == status
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("alpine", "alpine"),
+        ("alpine:3.20", "alpine"),
+        ("docker://host:5000/team/tool:1", "tool"),
+        ("ghcr.io/team/tool@sha256:abc", "tool"),
+    ],
+)
+def test_an_image_is_named_after_the_last_part_of_its_reference(reference: str, name: str) -> None:
+    assert default_name(reference) == name
