@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from roost.db import secret
 from roost.db.database import Database
 from roost.db.migrate import migrate
 from roost.errors import Conflict, Invalid, StateUnwritable
+from roost.events import write_events
 from roost.jobs.live import LiveJobs
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
@@ -50,7 +50,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         raise Invalid("`roost serve` must not run as root; `roost up` starts it as an ordinary user")
     if len(first_token) < FIRST_TOKEN_LENGTH:
         raise Invalid("`roost serve` needs the first account's token on standard input; `roost up` gives it")
-    write_events()
+    write_events("serve")
     with listening(settings.host, settings.port) as listener:
         _make_state_dir(settings)
         key = secret.load(settings.secret_key)
@@ -136,16 +136,3 @@ def _node(settings: ServeSettings) -> "NodeClient":
     from roost.node.client import NodeClient
 
     return NodeClient(settings.node_socket)
-
-
-def write_events() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )

@@ -18,11 +18,14 @@ import pytest
 TOKEN = "test-token-0123456789abcdef"
 NOBODY = 65534
 START = """
+import resource
 import sys
 from pathlib import Path
 from roost.serve import serve
 from roost.settings import ServeSettings
-state, host, port = sys.argv[1:]
+state, host, port, limit = sys.argv[1:]
+if limit != "0":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 serve(ServeSettings(Path(state), Path(state) / "no-node.sock", host, int(port)), sys.stdin.readline().strip())
 """
 
@@ -48,10 +51,12 @@ class Served:
         return self.process.wait(30)
 
 
-def launch(state: Path, events: Path, port: int = 0, token: str = TOKEN, root: bool = False) -> subprocess.Popen[str]:
+def launch(
+    state: Path, events: Path, port: int = 0, token: str = TOKEN, root: bool = False, file_size: int = 0
+) -> subprocess.Popen[str]:
     ordinary = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 and not root else {}
     process = subprocess.Popen(
-        [sys.executable, "-c", START, str(state), "127.0.0.1", str(port)],
+        [sys.executable, "-c", START, str(state), "127.0.0.1", str(port), str(file_size)],
         stdin=subprocess.PIPE,
         stderr=events.open("w"),
         text=True,
@@ -65,9 +70,9 @@ def launch(state: Path, events: Path, port: int = 0, token: str = TOKEN, root: b
     return process
 
 
-def serving(state: Path, token: str = TOKEN) -> Served:
+def serving(state: Path, token: str = TOKEN, file_size: int = 0) -> Served:
     events = state.parent / "events"
-    process = launch(state, events, token=token)
+    process = launch(state, events, token=token, file_size=file_size)
     while process.poll() is None:
         for line in events.read_text().splitlines():
             if '"serve.listening"' in line:

@@ -1,5 +1,7 @@
 """A log's lines are those of the script, however the bytes arrived."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ BYTES = st.binary(max_size=300) | st.lists(st.sampled_from([b"\n", b"\r\n", b"a"
 
 def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def lines(*records: tuple[str, bytes]) -> list[Line]:

@@ -95,5 +95,5 @@ class JsonBody(AbstractDTO[Any]):
         return False
 
     def decode_bytes(self, value: bytes) -> msgspec.Struct:
-        handler = cast(Any, self.asgi_connection).route_handler
+        handler = cast(Any, self).asgi_connection.route_handler
         return read(self._models[handler.handler_id], value)

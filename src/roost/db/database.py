@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import structlog
 from sqlalchemy import Executable, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from structlog.typing import FilteringBoundLogger
 
@@ -98,7 +98,7 @@ class Database:
         """One transaction for all; if it fails, one for each, so that a bad write harms nobody else's."""
         try:
             outcomes = await self._execute(batch)
-        except (DBAPIError, OSError) as error:
+        except Exception as error:  # whatever it is belongs to who asked; the writer lives on for the others
             if len(batch) > 1:
                 for write in batch:
                     await self._commit([write])

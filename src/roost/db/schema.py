@@ -33,7 +33,7 @@ tokens = Table(
     "tokens",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
     Column("name", String, nullable=False),
     Column("hash", LargeBinary, nullable=False, unique=True),  # SHA-256 of the token: 256 random bits need no salt
     Column("created_ns", BigInteger, nullable=False),
@@ -45,7 +45,7 @@ jobs = Table(
     metadata,
     Column("seq", Integer, primary_key=True),  # order of acceptance
     Column("request_id", String, nullable=False, unique=True),
-    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
     Column("name", String, nullable=False),
     Column("vm_id", String, nullable=False, unique=True),
     Column("subdomain", String, nullable=False, unique=True),

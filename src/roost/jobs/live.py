@@ -8,6 +8,7 @@ for goes back to its old place.
 import asyncio
 import heapq
 from collections.abc import Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -177,6 +178,7 @@ class LiveJobs:
         while True:
             await self.link.up()
             run = await self._head()
+            await self._fetch_work(run)
             lease = await self._place(run)
             if lease is None:
                 continue
@@ -187,6 +189,12 @@ class LiveJobs:
             self._waiting.discard(run.job.vm_id)
             run.lease = lease
             self._carry(run, states.starting)
+
+    async def _fetch_work(self, run: Run) -> None:
+        """Before its turn, because starts that each read first would reach the node out of order."""
+        if run.work is None:
+            with suppress(RoostError):  # its run meets it again, and ends with it
+                run.work = await jobs.work_of(self._means.database, self._means.secret, run.job)
 
     async def _place(self, run: Run) -> Lease | None:
         """None when the run left the head of the queue meanwhile."""

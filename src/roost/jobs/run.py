@@ -123,6 +123,7 @@ async def starting(run: Run, means: Means) -> Move | None:
 
 def _refused(run: Run, means: Means) -> None:
     run.asked = False
+    run.work = None  # read again when it is its turn: a long queue must not fill our memory
     if run.lease is not None:
         means.placement.refuse(run.lease)
         run.lease = None

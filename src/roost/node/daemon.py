@@ -22,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from roost import __version__, errors, linux
+from roost.events import write_events
 from roost.node import capacity, cgroup
 from roost.node.cgroup import Hierarchies
 from roost.node.disk import Disks, unmount
@@ -303,6 +304,7 @@ def build_ground(settings: NodeSettings) -> Ground:
 
 def run(settings: NodeSettings) -> None:
     """Until SIGTERM or SIGINT. Raises SetupMissing when this machine lacks something."""
+    write_events("node")
     uvloop.run(_run(settings))
 
 

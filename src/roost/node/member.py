@@ -26,7 +26,7 @@ from roost.node.runtimes.oci import Container, Machine, container_config
 MEMBERS = 1024  # numbers per instance
 FIRST_ID = 2**30  # uids and gids from here on belong to Roost's guests
 IDS = 65536  # per member
-IDLE = Limits(vcpus=1, memory_mb=512, disk_gb=2, pids=1024, timeout_seconds=300)
+IDLE = Limits(vcpus=2, memory_mb=1024, disk_gb=2, pids=1024, timeout_seconds=300)  # what most jobs ask for
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Member:
 
     async def attach(self, rootfs: Path, limits: Limits, hostname: str) -> None:
         """Give it its limits and its root: `rootfs`, read-only, below its own disk. Raises GuestLost, GuestRefused."""
-        if limits != IDLE:
+        if (limits.vcpus, limits.memory_mb, limits.pids) != (IDLE.vcpus, IDLE.memory_mb, IDLE.pids):
             self.cgroup.apply(limits)
         if limits.disk_gb != self.disk.gib:
             site = self.site

@@ -330,23 +330,20 @@ class OciRuntime:
 
 
 async def _spawn(args: Sequence[str], fds: tuple[int, ...], timeout: float) -> int:
-    """Run a program with `fds` as its descriptors 3, 4, ... and no standard streams; its exit status, -N for signal N.
+    """Run a program with silent standard streams and `fds` as 3, 4, ...; its exit status, -N for signal N.
 
     asyncio's own subprocesses cannot place a descriptor at a number. Killed when it takes longer than `timeout` seconds
     (TimeoutError) or the caller is cancelled.
     """
     with contextlib.ExitStack() as stack:
-        clear_of_targets = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
+        clear_of_targets = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in (*_silence(stack), *fds)]
         for fd in clear_of_targets:
             stack.callback(os.close, fd)
         pid = os.posix_spawn(  # noqa: ASYNC221 - returns as soon as the program is loaded
             args[0],
             list(args),
             {"PATH": os.defpath},
-            file_actions=[
-                *((os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)),
-                *((os.POSIX_SPAWN_DUP2, fd, 3 + place) for place, fd in enumerate(clear_of_targets)),
-            ],
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(clear_of_targets)],
             setsid=True,  # a Ctrl-C at our terminal is for us to answer
         )
     try:
@@ -373,6 +370,16 @@ async def _end(pid: int, start_time: int, timeout: float) -> None:
     await _ended(pidfd, timeout, f"process {pid}")
     with contextlib.suppress(ChildProcessError):  # ours to reap only where the node is a subreaper
         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - does not wait
+
+
+def _silence(stack: contextlib.ExitStack) -> tuple[int, int, int]:
+    """Standard streams at their end. Not /dev/null: crun gives its streams to the container's root, and that is the
+    machine's own device node.
+    """
+    ends = os.pipe()
+    for end in ends:
+        stack.callback(os.close, end)
+    return ends[0], ends[1], ends[1]
 
 
 async def _ended(pidfd: int, timeout: float, what: str) -> None:
