@@ -44,9 +44,7 @@ async def ensure_account(database: Database, token: str) -> None:
     now = now_ns()
     default = select(accounts.c.id).where(accounts.c.name == FIRST_ACCOUNT).scalar_subquery()
     account = sqlite_insert(accounts).values(name=FIRST_ACCOUNT, created_ns=now).on_conflict_do_nothing()
-    async with database.reading() as connection:
-        known = await connection.scalar(select(tokens.c.id).where(tokens.c.hash == digest(token)))
-    if known is not None:
+    if await database.read(select(tokens.c.id).where(tokens.c.hash == digest(token))):
         return
     await database.write(
         account,
@@ -78,10 +76,10 @@ class Tokens:
             .join(tokens, tokens.c.account_id == accounts.c.id)
             .where(tokens.c.hash == hashed)
         )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).first()
-        if row is None:
+        rows = await self._database.read(query)
+        if not rows:
             raise Unauthenticated("this API token is not known here; check MAGS_API_TOKEN or credentials.json")
+        row = rows[0]
         if len(self._seen) >= REMEMBERED:
             self._seen.pop(next(iter(self._seen)))
         use = Use(Account(row.id, row.name), row.last_used_ns or 0)

@@ -119,7 +119,7 @@ async def list_jobs(
     page_size: Annotated[int, Parameter(ge=1, le=100)] = 20,
 ) -> JobPage:
     found = await jobs.newest(plane.database, request.user.id, page, page_size)
-    return JobPage([status_of(job) for job in found.jobs], found.total, page, page_size)
+    return JobPage([status_of(plane.live.as_now(job)) for job in found.jobs], found.total, page, page_size)
 
 
 @get("/mags-jobs/pool-status", summary="Show the warm pool")
@@ -131,7 +131,7 @@ async def pool_status(plane: Plane) -> PoolSize:
 
 @get("/mags-jobs/{id:str}", summary="Show a job")
 async def show(request: Caller, plane: Plane, id: Id) -> JobRecord:
-    job = await jobs.find(plane.database, request.user.id, id)
+    job = plane.live.as_now(await jobs.find(plane.database, request.user.id, id))
     script = (await jobs.script_of(plane.database, job)).decode("utf-8", "replace")
     return JobRecord(
         **_status_fields(job),
@@ -147,7 +147,7 @@ async def show(request: Caller, plane: Plane, id: Id) -> JobRecord:
 
 @get("/mags-jobs/{id:str}/status", summary="Show how far a job is")
 async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
-    return status_of(await jobs.find(plane.database, request.user.id, id))
+    return status_of(plane.live.as_now(await jobs.find(plane.database, request.user.id, id)))
 
 
 @get(

@@ -140,8 +140,7 @@ def _seal(secret: Secret, environment: dict[str, str], request_id: str) -> bytes
 async def work_of(database: Database, secret: Secret, job: Job) -> Work:
     """The script and environment of a job that has not ended. Raises Conflict if they cannot be decrypted."""
     query = select(jobs.c.script, jobs.c.environment).where(jobs.c.seq == job.seq)
-    async with database.reading() as connection:
-        row = (await connection.execute(query)).one()
+    (row,) = await database.read(query)
     if row.environment is None:
         return Work(row.script, {})
     opened = secret.open(row.environment, job.request_id)
@@ -149,8 +148,8 @@ async def work_of(database: Database, secret: Secret, job: Job) -> Work:
 
 
 async def script_of(database: Database, job: Job) -> bytes:
-    async with database.reading() as connection:
-        return cast(bytes, await connection.scalar(select(jobs.c.script).where(jobs.c.seq == job.seq)))
+    (row,) = await database.read(select(jobs.c.script).where(jobs.c.seq == job.seq))
+    return row.script
 
 
 async def find(database: Database, account_id: int, reference: str) -> Job:
@@ -163,34 +162,29 @@ async def find(database: Database, account_id: int, reference: str) -> Job:
         .order_by(case((jobs.c.request_id == reference, 0), else_=1), liveness, jobs.c.seq.desc())
         .limit(1)
     )
-    async with database.reading() as connection:
-        row = (await connection.execute(query)).first()
-    if row is None:
+    rows = await database.read(query)
+    if not rows:
         raise NotFound(f"no job has the id or name {reference!r}")
-    return _job(row)
+    return _job(rows[0])
 
 
 async def find_by_vm(database: Database, vm_id: str) -> Job | None:
-    async with database.reading() as connection:
-        row = (await connection.execute(_jobs().where(jobs.c.vm_id == vm_id))).first()
-    return None if row is None else _job(row)
+    rows = await database.read(_jobs().where(jobs.c.vm_id == vm_id))
+    return _job(rows[0]) if rows else None
 
 
 async def newest(database: Database, account_id: int, page: int, page_size: int) -> Page:
     """Newest first; `page` counts from 1, one beyond the end is empty."""
     mine = jobs.c.account_id == account_id
     query = _jobs().where(mine).order_by(jobs.c.seq.desc()).limit(page_size).offset((page - 1) * page_size)
-    async with database.reading() as connection:
-        total = await connection.scalar(select(func.count()).select_from(jobs).where(mine))
-        rows = (await connection.execute(query)).all()
-    return Page([_job(row) for row in rows], total or 0)
+    ((total,),) = await database.read(select(func.count()).select_from(jobs).where(mine))
+    return Page([_job(row) for row in await database.read(query)], total)
 
 
 async def unfinished(database: Database) -> list[Job]:
     """In the order in which they were accepted."""
     query = _jobs().where(jobs.c.status.in_(("pending", "running"))).order_by(jobs.c.seq)
-    async with database.reading() as connection:
-        return [_job(row) for row in (await connection.execute(query)).all()]
+    return [_job(row) for row in await database.read(query)]
 
 
 async def request_stop(database: Database, job: Job) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -129,6 +130,13 @@ class LiveJobs:
     @property
     def closing(self) -> bool:
         return self._closing
+
+    def as_now(self, job: Job) -> Job:
+        """The job as it is at this moment; the database is told a little later that it runs."""
+        run = self._runs.get(job.vm_id)
+        if job.status != "pending" or run is None or run.state is None or run.state.started_ns is None:
+            return job
+        return msgspec.structs.replace(job, status="running", started_ns=run.state.started_ns)
 
     def run_of(self, job: Job) -> Run | None:
         """The run of a job that has not ended."""

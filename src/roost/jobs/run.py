@@ -7,6 +7,7 @@ is told to forget it only after its result is durable. `live.py` decides when a 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -30,6 +31,7 @@ STOPPED = "stopped by its owner"
 SHUT_DOWN = "Roost was shut down"
 LOST = "lost: the node no longer knows this sandbox, so its exit status is unknown"
 SHUT_DOWN_GRACE = 2.0  # seconds between TERM and KILL when Roost itself is stopping
+SHORT = 0.1  # seconds that a script runs before the database is told that it does
 WRITE_AGAIN = 1.0  # seconds until a result that could not be written is tried again
 
 log: FilteringBoundLogger = structlog.get_logger()
@@ -148,7 +150,7 @@ def start_sandbox(job: Job, work: Work) -> StartSandbox:
 
 async def running(run: Run, means: Means) -> Move:
     """Waits for the node to say that the script has ended, or for somebody to stop it."""
-    if run.job.status == "pending" and run.state is not None and not script_ended(run.state):
+    if not await _ends_at_once(run) and run.job.status == "pending" and run.state is not None:
         jobs.record_running(means.database, run.job, run.state.started_ns or run.job.created_ns)
     while True:
         run.news.clear()
@@ -157,6 +159,19 @@ async def running(run: Run, means: Means) -> Move:
         if run.stop_requested or run.shutting_down:
             return stopping
         await run.news.wait()
+
+
+async def _ends_at_once(run: Run) -> bool:
+    """Most scripts are over within milliseconds: their one write is the result."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SHORT):
+            while not (run.state is not None and script_ended(run.state)):
+                if run.stop_requested or run.shutting_down:
+                    return False
+                run.news.clear()
+                await run.news.wait()
+            return True
+    return False
 
 
 async def stopping(run: Run, means: Means) -> Move:
