@@ -23,6 +23,7 @@ from roost.node.member import MEMBERS, Ground, Member
 from roost.node.protocol import PoolStatus
 from roost.node.runtimes import RuntimeFailed
 
+QUIET = 0.02  # seconds after a claim or an end: making and destroying would take the CPU from who is being served
 RECENT = 5.0  # seconds of claims that the target follows
 LARGEST_TARGET = 32  # idle members, however fast claims come
 SURPLUS = 60.0  # seconds after which idle members above the target go, one at a time
@@ -43,6 +44,7 @@ class Pool:
         self._creating = 0
         self._claims: deque[float] = deque(maxlen=LARGEST_TARGET)
         self._failures = 0
+        self._served = 0.0  # when a member was last claimed or given back
         self._cpu = CpuMeter()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,7 +75,8 @@ class Pool:
             raise NoCapacity(f"all {MEMBERS} sandboxes of this node are in use")
         if memory_is_full():
             raise NoCapacity(f"{FULL:.0%} of this machine's memory are in use")
-        self._claims.append(time.monotonic())
+        self._served = time.monotonic()
+        self._claims.append(self._served)
         while self._idle:
             member = self._idle.popleft()
             if not member.guest.lost.done():
@@ -93,6 +96,8 @@ class Pool:
 
     async def used(self, member: Member) -> None:
         """Destroys a member that was taken, for it is never used again."""
+        self._served = time.monotonic()
+        await self._quiet()
         await self._destroy(member.number, member)
         self._busy -= 1
         self._changed.set()
@@ -106,6 +111,11 @@ class Pool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._idle:
             await self._destroy(self._idle[0].number, self._idle.popleft())
+
+    async def _quiet(self) -> None:
+        """Returns when nobody is being served, or at once when the pool has run dry."""
+        while self._idle and (left := self._served + QUIET - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
     # refilling
 
@@ -129,6 +139,7 @@ class Pool:
     async def _keep_filled(self) -> None:
         while True:
             self._changed.clear()
+            await self._quiet()
             while self._wanted():
                 self._own(self._create())
                 self._creating += 1

@@ -1,0 +1,155 @@
+"""The `roost` command against a running instance, as a person or a script uses it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.e2e.instance import PROGRAM, Api, RunningRoost, clean_environment, eventually
+
+
+def begin(roost: RunningRoost, *words: str) -> subprocess.Popen[bytes]:
+    command = [*PROGRAM, words[0], "--state", str(roost.state), *words[1:]]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+
+
+def test_run_shows_output_as_it_comes_and_ends_with_the_scripts_status(roost: RunningRoost, api: Api) -> None:
+    name = f"streaming-{time.monotonic_ns()}"
+    with begin(roost, "run", "-n", name, "echo first; while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 42") as run:
+        assert run.stdout and run.stdout.readline() == b"first\n"
+        assert api.status(name)["status"] == "running"
+        api.exec(name, "touch /tmp/go")
+        assert run.wait(20) == 42
+
+
+def test_run_passes_bytes_through_unchanged_on_their_own_streams(roost: RunningRoost) -> None:
+    script = "i=0; while [ $i -lt 256 ]; do printf \"\\\\$(printf %03o $i)\"; i=$((i+1)); done; printf 'e\\377' >&2"
+    shown = roost.command("run", script)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, bytes(range(256)), b"e\xff")
+
+
+def test_run_reads_a_file_or_standard_input(roost: RunningRoost, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("#!/usr/bin/python3\nprint('from python')\n")
+    assert roost.command("run", str(script)).stdout == b"from python\n"
+    assert roost.command("run", "-", input=b"echo from stdin").stdout == b"from stdin\n"
+
+
+def test_run_hands_on_environment_timeout_and_image(roost: RunningRoost) -> None:
+    shown = roost.command("run", "-e", "A=1", "-e", "B=x=y", "--image", "standard", "echo $A $B")
+    assert shown.stdout == b"1 x=y\n"
+    late = roost.command("run", "--timeout", "1", "echo begun; sleep 60")
+    assert (late.returncode, late.stdout) == (137, b"begun\n")
+    assert b"timed out" in late.stderr
+
+
+def test_ctrl_c_stops_the_job(roost: RunningRoost, api: Api) -> None:
+    name = f"interrupted-{time.monotonic_ns()}"
+    with begin(roost, "run", "-n", name, "echo ready; sleep 100") as run:
+        assert run.stdout and run.stdout.readline() == b"ready\n"
+        run.send_signal(signal.SIGINT)
+        assert run.wait(20) == 130
+        assert run.stderr and b"stopping" in run.stderr.read()
+    assert api.wait(name, 10).state["stopped"] is True
+
+
+def test_a_reader_that_goes_away_ends_run_quietly(roost: RunningRoost) -> None:
+    command = f"{' '.join(PROGRAM)} run --state {roost.state} 'seq 100000' | head -n 1"
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False, env=clean_environment())
+    assert (shown.stdout, shown.stderr) == (b"1\n", b"")
+
+
+def test_list_status_logs_stop_and_exec_name_the_same_job(roost: RunningRoost, api: Api) -> None:
+    name = f"commands-{time.monotonic_ns()}"
+    job = api.submit("echo line; echo wrong >&2; sleep 100", name=name)
+    api.said(job, b"line")
+    assert name.encode() in roost.command("list").stdout
+    assert json.loads(roost.command("list", "--json").stdout)["jobs"][0]["request_id"] == job
+    assert b"running" in roost.command("status", name).stdout
+    assert json.loads(roost.command("status", job, "--json").stdout)["name"] == name
+    eventually(lambda: api.raw(job, "stderr"))
+    logs = roost.command("logs", name)
+    assert (logs.returncode, logs.stdout, logs.stderr) == (0, b"line\n", b"wrong\n")
+    result = roost.command("exec", name, "printf '%s' in-it; echo no >&2; exit 4")
+    assert (result.returncode, result.stdout, result.stderr) == (4, b"in-it", b"no\n")
+    assert roost.command("exec", name, "echo", "a  b", "$HOME").stdout == b"a  b $HOME\n"
+    with begin(roost, "logs", "-f", name) as follower:
+        assert follower.stdout and follower.stdout.readline() == b"line\n"
+        assert roost.command("stop", name).returncode == 0
+        assert follower.wait(20) == 0
+    assert b"completed" in roost.command("status", name).stdout
+
+
+def test_images_are_listed_and_imported_and_run(roost: RunningRoost, tmp_path: Path) -> None:
+    assert b"standard" in roost.command("image", "list").stdout
+    name = f"e2e-cli-{os.getpid()}"
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "etc" / "mark").write_text("imported\n")
+    shell = roost.place / "busybox"
+    if not shell.exists():
+        shell.write_bytes(Path("/bin/busybox").read_bytes() if Path("/bin/busybox").exists() else static_shell(tmp_path))
+    (root / "bin" / "sh").write_bytes(shell.read_bytes())
+    (root / "bin" / "sh").chmod(0o755)
+    archive = tmp_path / "image.tar"
+    subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True)
+    try:
+        imported = roost.command("image", "import", "-n", name, str(archive))
+        assert imported.returncode == 0, imported.stderr
+        assert name.encode() in roost.command("image", "list").stdout
+        shown = roost.command("run", "--image", name, "read line < /etc/mark; echo $line")
+        assert (shown.returncode, shown.stdout) == (0, b"imported\n"), shown.stderr
+    finally:
+        assert roost.api.ask("DELETE", f"/images/{name}")[0] < 300
+
+
+def static_shell(directory: Path) -> bytes:
+    """A /bin/sh for a machine without busybox: it shows the file that the test looks for."""
+    source, program = directory / "sh.c", directory / "sh"
+    source.write_text(
+        '#include <fcntl.h>\n#include <unistd.h>\nint main(void) { char b[64]; int f = open("/etc/mark", 0);'
+        " return write(1, b, read(f, b, sizeof b)) < 0; }\n"
+    )
+    subprocess.run(["musl-gcc", "-static", "-Os", "-o", program, source], check=True)
+    return program.read_bytes()
+
+
+def test_errors_say_what_to_do(roost: RunningRoost, tmp_path: Path) -> None:
+    unknown = roost.command("status", "no-such-job")
+    assert (unknown.returncode, unknown.stdout) == (1, b"")
+    assert b"no job has the id or name 'no-such-job'" in unknown.stderr
+    image = roost.command("run", "--image", "no-such-image", "true")
+    assert image.returncode == 1
+    assert b"no-such-image" in image.stderr
+    assert b"roost image" in image.stderr
+    nowhere = subprocess.run(
+        [*PROGRAM, "list", "--state", str(tmp_path)], capture_output=True, env=clean_environment(), check=False
+    )
+    assert nowhere.returncode == 1
+    assert b"roost up" in nowhere.stderr
+    variables = clean_environment() | {"MAGS_API_URL": "http://127.0.0.1:9", "MAGS_API_TOKEN": "x" * 32}
+    away = subprocess.run([*PROGRAM, "list"], capture_output=True, env=variables, check=False)
+    assert away.returncode == 1
+    assert b"is Roost running?" in away.stderr
+    for shown in (unknown, image, nowhere, away):
+        assert b"Traceback" not in shown.stderr
+
+
+def test_the_environment_names_the_server_and_token(roost: RunningRoost) -> None:
+    variables = clean_environment() | {"MAGS_API_URL": roost.api.url, "MAGS_API_TOKEN": roost.api.token}
+    shown = subprocess.run([*PROGRAM, "run", "echo here"], capture_output=True, env=variables, check=False)
+    assert (shown.returncode, shown.stdout) == (0, b"here\n")
+
+
+def test_the_pool_is_shown(roost: RunningRoost) -> None:
+    assert json.loads(roost.command("pool", "--json").stdout)["min_pool_size"] == 3
+
+
+def test_doctor_finds_nothing_missing_here() -> None:
+    found = subprocess.run([*PROGRAM, "doctor"], capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 0, found.stdout
+    listed = json.loads(subprocess.run([*PROGRAM, "doctor", "--json"], capture_output=True, check=True).stdout)
+    assert {"name", "verdict", "detail"} <= set(listed[0])

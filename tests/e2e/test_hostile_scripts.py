@@ -1,0 +1,179 @@
+"""Scripts that misbehave cost themselves: the machine, its other sandboxes and the API stay usable."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.instance import Api, RunningRoost, eventually
+
+MIB = 1024 * 1024
+LOG_LIMIT = 64 * MIB  # far above what a log may hold, far below what these scripts write
+
+
+@pytest.fixture
+def neighbour(api: Api) -> Iterator[str]:
+    """A well-behaved job beside the hostile one; it must get through unharmed."""
+    job = api.submit("echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo unharmed")
+    api.said(job, b"ready")
+    yield job
+    assert api.exec(job, "touch /tmp/go")["exit_code"] == 0
+    ended = api.wait(job, 20)
+    assert (ended.status, ended.stdout) == ("completed", b"ready\nunharmed\n")
+
+
+def test_a_fork_bomb_meets_its_limit_alone(roost: RunningRoost, api: Api, neighbour: str) -> None:
+    job = api.submit("f() { f | f & wait; }; echo begun; f", vcpus=0.5)
+    api.said(job, b"begun")
+    site = roost.site_of(job)
+    eventually(lambda: int(site.control("pids", "pids.current")) > 900, 30, "the bomb did not go off")
+    assert int(site.control("pids", "pids.current")) <= int(site.control("pids", "pids.max"))
+    assert api.run("echo beside it", 20).stdout == b"beside it\n"
+    assert api.exec(neighbour, "echo here")["stdout"] == "here\n"
+    begun = time.monotonic()
+    api.stop(job)
+    assert api.wait(job, 20).state["stopped"] is True
+    assert time.monotonic() - begun < 15
+    eventually(lambda: not site.pids(), 20, "processes of the fork bomb are left")
+
+
+def test_filling_memory_ends_the_script_and_is_called_out_of_memory(api: Api, neighbour: str) -> None:
+    script = "#!/usr/bin/python3\nprint('begun', flush=True)\nhoard = [b'x' * 1048576 for _ in range(4000)]\n"
+    ended = api.run(script, memory_mb=128)
+    assert (ended.status, ended.exit_code, ended.stdout) == ("error", 137, b"begun\n")
+    assert "out of memory" in ended.error
+    assert "128 MB" in ended.error
+    assert b"out of memory" in ended.remarks
+
+
+def test_a_child_that_fills_memory_does_not_take_the_script_with_it(api: Api) -> None:
+    script = "python3 -c 'b = bytearray(4 << 30)'; echo child ended with $?"
+    ended = api.run(script, memory_mb=128)
+    assert (ended.status, ended.stdout) == ("completed", b"child ended with 137\n")
+    assert b"out of memory" in ended.remarks
+
+
+def test_files_in_memory_count_as_memory(api: Api) -> None:
+    ended = api.run("head -c 60M /dev/zero > /dev/shm/a; echo $?; cat /dev/shm/a /dev/zero > /dev/shm/b; echo $?",
+                    memory_mb=256)
+    assert ended.lines[0] == "0"
+    assert ended.lines[1] != "0"
+
+
+def test_filling_the_disk_is_enospc_inside_and_bounded_outside(
+    roost: RunningRoost, api: Api, neighbour: str
+) -> None:
+    job = api.submit("cat /dev/zero > /fill; echo status $?; echo filled; sleep 100", disk_gb=1)
+    assert b"status 1" in api.said(job, b"filled", 60)
+    assert b"No space left" in api.raw(job, "stderr")
+    site = roost.site_of(job)
+    [image] = (roost.state / "node" / "disks").glob(f"roost-{site.instance}-{site.member}.img")
+    assert image.stat().st_blocks * 512 <= 1024**3
+    assert image.stat().st_size == 1024**3
+    assert api.exec(job, "rm /fill && echo again > /fill && cat /fill")["stdout"] == "again\n"
+    api.stop(job)
+    api.wait(job, 20)
+    eventually(lambda: not image.exists() or image.stat().st_blocks * 512 < 64 * MIB, 10, "the disk is still there")
+
+
+def test_a_gigabyte_of_output_is_cut_and_the_log_says_so(roost: RunningRoost, api: Api, neighbour: str) -> None:
+    job = api.submit("echo first; head -c 1G /dev/zero; echo status $? >&2")
+    ended = api.wait(job, 120)
+    assert (ended.status, ended.exit_code) == ("completed", 0)
+    assert ended.stdout.startswith(b"first\n")
+    assert 1 * MIB < len(ended.stdout) < LOG_LIMIT
+    assert b"limit" in ended.remarks
+    assert b"dropped" in ended.remarks
+    file = roost.state / "node" / "logs" / f"{ended.state['vm_id']}.log"
+    assert file.stat().st_size < LOG_LIMIT
+
+
+def test_closing_its_own_stdio_hides_nothing_else(api: Api) -> None:
+    ended = api.run("echo before; exec <&- >&- 2>&-; sleep 0.2; exit 6")
+    assert (ended.status, ended.exit_code, ended.stdout) == ("error", 6, b"before\n")
+
+
+def test_a_script_that_ignores_term_is_stopped_within_seconds(roost: RunningRoost, api: Api) -> None:
+    job = api.submit("trap '' TERM HUP INT QUIT; echo ready; while :; do sleep 1; done")
+    api.said(job, b"ready")
+    site = roost.site_of(job)
+    begun = time.monotonic()
+    assert api.stop(job)["success"] is True
+    ended = api.wait(job, 10)
+    assert time.monotonic() - begun < 10
+    assert (ended.state["stopped"], ended.exit_code) == (True, 137)
+    eventually(lambda: not site.pids(), 5)
+
+
+def test_daemons_do_not_outlive_their_script(roost: RunningRoost, api: Api) -> None:
+    script = """
+    (setsid nohup sleep 4321 </dev/null >/dev/null 2>&1 &)
+    python3 -c 'import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+time.sleep(4321)' &
+    wait
+    echo started
+    while [ ! -e /tmp/go ]; do sleep 0.02; done
+    """
+    job = api.submit(script)
+    api.said(job, b"started")
+    site = roost.site_of(job)
+    assert len(site.pids()) >= 4
+    api.exec(job, "touch /tmp/go")
+    assert api.wait(job, 10).status == "completed"
+    eventually(lambda: not site.pids(), 10, "daemons are left")
+
+
+def test_a_daemon_that_holds_its_output_open_does_not_keep_the_job_running(api: Api) -> None:
+    ended = api.run("(setsid sleep 300 &) ; echo done", 10)
+    assert (ended.status, ended.stdout) == ("completed", b"done\n")
+
+
+def test_zombies_are_reaped(api: Api) -> None:
+    script = "for i in $(seq 200); do (setsid true &) ; done; sleep 0.3; ls -d /proc/[0-9]* | wc -l"
+    assert int(api.run(script).stdout) < 20
+
+
+def test_a_flood_of_output_does_not_hold_up_other_jobs(api: Api) -> None:
+    def median() -> float:
+        times: list[float] = []
+        for _ in range(5):
+            begun = time.monotonic()
+            assert api.run("echo here", 30).stdout == b"here\n"
+            times.append(time.monotonic() - begun)
+        return sorted(times)[2]
+
+    alone = median()
+    job = api.submit("yes 'a flood of lines'", vcpus=1)
+    api.said(job, b"flood")
+    beside = median()
+    print(f"a job takes {alone * 1000:.0f} ms alone, {beside * 1000:.0f} ms beside a flood")
+    assert beside < alone + 5
+    api.stop(job)
+    assert api.wait(job, 20).state["stopped"] is True
+
+
+def test_endless_lines_without_an_end_are_readable(api: Api) -> None:
+    ended = api.run("head -c 3000000 /dev/zero | tr '\\0' y")
+    assert ended.stdout == b"y" * 3_000_000
+    assert sum(len(entry["message"]) for entry in api.logs(ended.request_id)) == 3_000_000
+
+
+def test_hostile_file_names_and_modes_do_not_stay(roost: RunningRoost, api: Api) -> None:
+    script = """
+    mkdir -p /a/b && chmod 000 /a && ln -s / /proc-link && mkfifo /fifo && chmod 000 /tmp /etc /usr
+    i=0; d=/deep; while [ $i -lt 300 ]; do d=$d/x; i=$((i + 1)); done; mkdir -p $d
+    touch "/$(printf 'new\\nline')" && echo made
+    """
+    job = api.run(script, 20)
+    assert job.stdout == b"made\n"
+    eventually(lambda: not (roost.state / "node" / "sandboxes" / f"{job.state['vm_id']}.json").exists(), 10)
+
+
+def test_killing_everything_inside_ends_only_the_script(api: Api, neighbour: str) -> None:
+    ended = api.run("echo begun; kill -9 -1; kill -9 1; kill -TERM 1; echo alive", 20)
+    assert ended.lines[0] == "begun"
+    assert ended.status in ("completed", "error")
+    assert ended.exit_code is not None or "unknown" in ended.error
