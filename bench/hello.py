@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-
 from measure import memory, peers, report
-from measure.client import Timing
+from measure.client import MARKS, Timing
 from measure.installation import Installation, installation
 from measure.report import summary
 
 PACE, STAGGER = 0.250, 0.200  # seconds
+
 WARM_UP = 3  # jobs, no more than the pool's minimum, so that it does not grow by them
 SMALL_POOL, LARGE_POOL = 3, 43
 LIMIT = 900  # seconds for everything
@@ -63,7 +63,7 @@ async def phase(here: Installation, run: Callable[[], Awaitable[list[Timing]]]) 
         "client_cpu_ms_per_job": round((report.own_cpu_ms() - own) / jobs, 3),
         "programs_cpu_ms_per_job": round((report.cpu_ms(pids) - theirs) / jobs, 3),
         "success": report.success(timings),
-        **{field: summary(timings, field) for field in ("post_ms", "first_ms", "end_ms")},
+        **{field: summary(timings, field) for field in MARKS},
         "timings": [timing.as_json() for timing in timings],
     }
 
@@ -113,9 +113,8 @@ async def _idle(pool: int) -> dict[str, Any]:
         after = await memory.machine_kb()
         return {
             "start_seconds": round(here.start_seconds, 2),
-            "available_before_kb": before["MemAvailable"],
-            "available_kb": after["MemAvailable"],
-            "kernel_side_kb": {name: after[name] - before[name] for name in memory.KERNEL_SIDE},
+            "taken_kb": before["MemAvailable"] - after["MemAvailable"],
+            "machine_grown_kb": {name: after[name] - before[name] for name in after},
             "charged_kb": sum(groups.charged_kb()),
             "programs": programs,
             "together": memory.together(programs.values()),
@@ -124,27 +123,31 @@ async def _idle(pool: int) -> dict[str, Any]:
 
 
 def beside(count: int, images: Path) -> dict[str, Any]:
-    """The peers: one after the other, then as many at once."""
+    """The peers, in the phases that Roost ran through."""
     found: dict[str, Any] = {}
     with peers.place(images) as place:
         for peer in peers.peers(place):
             why = peers.refusal(peer)
-            if why:
-                found[peer.name] = {"refused": why}
-                continue
-            runs = {"one after another": peers.sequential(peer, count), "burst": peers.burst(peer, count)}
-            found[peer.name] = {
-                "what": peer.what,
-                **{
-                    name: {
-                        "success": report.success(timings),
-                        **{field: summary(timings, field) for field in ("first_ms", "end_ms")},
-                        "timings": [timing.as_json() for timing in timings],
-                    }
-                    for name, timings in runs.items()
-                },
-            }
+            found[peer.name] = {"refused": why} if why else {"what": peer.what} | peer_phases(peer, count)
     return found
+
+
+def peer_phases(peer: peers.Peer, count: int) -> dict[str, Any]:
+    phases = {
+        "paced": lambda: peers.sequential(peer, count, PACE),
+        "back to back": lambda: peers.sequential(peer, count, 0.0),
+        "burst": lambda: peers.burst(peer, count),
+    }
+    return {name: of_peer(run()) for name, run in phases.items()}
+
+
+def of_peer(timings: list[Timing]) -> dict[str, Any]:
+    return {
+        "success": report.success(timings),
+        "first_ms": summary(timings, "first_ms"),
+        "end_ms": summary(timings, "end_ms"),
+        "timings": [timing.as_json() for timing in timings],
+    }
 
 
 # ---- the tables -------------------------------------------------------------------------------------------
@@ -176,22 +179,23 @@ def print_results(results: dict[str, Any]) -> None:
         "all in s",
     ]
     rows = [
-        [name, run["success"], *cells(run["post_ms"]), *cells(run["first_ms"]), *cells(run["end_ms"])]
-        + [f"{run['took_seconds']:.2f}"]
+        [name, run["success"], *(cell for field in MARKS for cell in cells(run[field])), f"{run['took_seconds']:.2f}"]
         for name, run in roost.items()
     ]
     report.print_table(heads, rows)
-    print("\nThe same command elsewhere, milliseconds from the start until …; × is its p50 of Roost's, completed\n")
-    heads = ["", "ok", "1st line p50", "p95", "p99", "over p50", "p95", "p99", "× paced", "× back to back", "× burst"]
-    rows = []
-    for name, peer in others.items():
-        if "refused" in peer:
-            continue
-        alone, many = peer["one after another"], peer["burst"]
-        against = [ratio(alone["end_ms"], roost[phase]["end_ms"]) for phase in ("paced", "back to back")]
-        rows.append([name, alone["success"], *cells(alone["first_ms"]), *cells(alone["end_ms"]), *against, ""])
-        rows.append([f"{name}, burst", many["success"], *cells(many["first_ms"]), *cells(many["end_ms"])])
-        rows[-1] += ["", "", ratio(many["end_ms"], roost["burst"]["end_ms"])]
+    print(
+        "\nThe same command elsewhere, milliseconds from the start; ratio: its p50 until over by Roost's, completed\n"
+    )
+    heads = ["", "ok", "1st line p50", "p95", "p99", "over p50", "p95", "p99", "ratio"]
+    rows = [
+        [
+            *(f"{name}, {phase}", run["success"], *cells(run["first_ms"]), *cells(run["end_ms"])),
+            ratio(run["end_ms"], roost[phase]["end_ms"]),
+        ]
+        for name, peer in others.items()
+        for phase, run in peer.items()
+        if phase in roost
+    ]
     report.print_table(heads, rows)
     for name, peer in others.items():
         if "refused" in peer:

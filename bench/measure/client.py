@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 JOB_SECONDS = 120  # the longest that one job may take; none comes near unless something is broken
 JOBS = "/api/v1/mags-jobs"
 
+MARKS = ("post_ms", "first_ms", "end_ms")
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -48,6 +50,11 @@ class Connection:
 
     def close(self) -> None:
         self._writer.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed it, as it does with those that idle."""
+        return self._reader.at_eof()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded JSON answer. Raises Unexpected for any status but 2xx."""
@@ -120,8 +127,8 @@ class Client:
                 await self._hello(connection, began, marks)
                 self._idle.append(connection)
         except (Unexpected, OSError, EOFError, ValueError, KeyError, TimeoutError) as error:
-            return Timing(**marks, error=f"{type(error).__name__}: {error}")
-        return Timing(**marks)
+            return _timing(marks, f"{type(error).__name__}: {error}")
+        return _timing(marks)
 
     async def _hello(self, connection: Connection, began: float, marks: dict[str, float]) -> None:
         accepted = await connection.call("POST", JOBS, {"script": "echo hello"})
@@ -140,13 +147,20 @@ class Client:
             raise Unexpected(f"the log ended early, after {said!r}")
 
     async def _take(self) -> Connection:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.ended:
+                return connection
+            connection.close()
         return Connection(*await asyncio.open_connection(self._host, self._port), self._token)
 
 
 def _since(began: float) -> float:
     return (time.perf_counter() - began) * 1000
+
+
+def _timing(marks: dict[str, float], error: str | None = None) -> Timing:
+    return Timing(marks.get("post_ms"), marks.get("first_ms"), marks.get("end_ms"), error)
 
 
 def _check(said: list[str], end: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A Roost of the benchmark's own: `roost up` in a temporary directory on a free port, and what must be gone after it."""
+"""A Roost of the benchmark's own: `roost up` in a temporary directory, on a free port, and what must be gone after."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Installation:
 
 
 @contextlib.asynccontextmanager
-async def installation(min_pool_size: int = 3) -> AsyncIterator[Installation]:
+async def installation(min_pool_size: int = 3) -> AsyncGenerator[Installation]:
     """Stopped at the end, however that comes. RuntimeError when it cannot start, or leaves something behind."""
     state = Path(tempfile.mkdtemp(prefix="roost-bench-"))
     errors = state / "stderr"

@@ -11,16 +11,15 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost import linux
-
 from measure.client import Timing
+from roost import linux
 
 T = TypeVar("T")
 SCRIPT = "echo hello"
@@ -29,7 +28,6 @@ IDS = 65536
 RUN_SECONDS = 60
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 16384, 1 << 18
 UNIFIED = "/sys/fs/cgroup/unified"
-_READ: dict[str, Any] = {"capture_output": True, "text": True}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Place:
 
 
 @contextmanager
-def place(images: Path, image: str = "standard") -> Iterator[Place]:
+def place(images: Path, image: str = "standard") -> Generator[Place]:
     """Gone at the end."""
     content = json.loads((images / "names" / f"{image}.json").read_bytes())["content"]
     top = Path(tempfile.mkdtemp(prefix="roost-peers-"))
@@ -117,7 +115,7 @@ def refusal(peer: Peer) -> str | None:
     if shutil.which(argv[0]) is None:
         return "not installed"
     try:
-        tried = _in_view(peer, lambda: subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=RUN_SECONDS, **_READ))
+        tried = _in_view(peer, lambda: _try(argv))
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if tried.returncode or tried.stdout != "hello\n":
@@ -125,8 +123,20 @@ def refusal(peer: Peer) -> str | None:
     return None
 
 
-def sequential(peer: Peer, count: int) -> list[Timing]:
-    return _in_view(peer, lambda: [_all_at_once(peer, range(n, n + 1))[0] for n in range(count)])
+def _try(argv: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RUN_SECONDS)
+
+
+def sequential(peer: Peer, count: int, pace: float) -> list[Timing]:
+    """Each starts `pace` seconds after the last did, or when that has ended, whichever is later."""
+
+    def one(number: int) -> Timing:
+        due = time.perf_counter() + pace
+        timing = _all_at_once(peer, range(number, number + 1))[0]
+        time.sleep(max(0.0, due - time.perf_counter()))
+        return timing
+
+    return _in_view(peer, lambda: [one(number) for number in range(count)])
 
 
 def burst(peer: Peer, count: int) -> list[Timing]:

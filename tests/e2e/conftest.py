@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -99,3 +100,12 @@ def own_roost() -> Iterator[RunningRoost]:
 def unstarted_roost() -> Iterator[RunningRoost]:
     with an_instance("--min-pool-size", "1") as instance:
         yield instance
+
+
+@pytest.fixture(scope="session")
+def probe_shell(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A static /bin/sh for images that hold nothing else; see probe_shell.c."""
+    program = tmp_path_factory.mktemp("probe") / "sh"
+    source = Path(__file__).with_name("probe_shell.c")
+    subprocess.run(["musl-gcc", "-static", "-Os", "-Wall", "-o", program, source], check=True)
+    return program.read_bytes()

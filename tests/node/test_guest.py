@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import uvloop
 
 from roost.node.guest import frames
 from roost.node.guest.channel import Guest, GuestLost, GuestRefused
@@ -27,11 +27,6 @@ pytestmark = [
     pytest.mark.timeout(60),
 ]
 X86 = pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="calls of x86")
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -345,7 +340,8 @@ async def test_the_newest_connection_is_the_nodes(attached: Inside) -> None:
 
 
 async def test_nonsense_ends_the_connection_and_not_the_guest(attached: Inside) -> None:
-    for nonsense in (b"\xff" * 64, frames.HEADER.pack(4, 99, 0, 0, 0) + b"what", frames.HEADER.pack(1, 7, 0, 0, 0) + b"x"):
+    unknown, short = frames.HEADER.pack(4, 99, 0, 0, 0) + b"what", frames.HEADER.pack(1, 7, 0, 0, 0) + b"x"
+    for nonsense in (b"\xff" * 64, unknown, short):
         attached.guest.send(nonsense)
         async with asyncio.timeout(LIMIT):
             await attached.guest.lost
@@ -411,8 +407,8 @@ async def test_a_guest_attaches_once(attached: Inside) -> None:
 
 
 async def test_its_capabilities_are_those_of_dockers_root(attached: Inside) -> None:
-    names = Path("/usr/include/linux/capability.h").read_text()
-    number = {line.split()[1]: int(line.split()[2]) for line in names.splitlines() if line.startswith("#define CAP_") and line.split()[2:3] and line.split()[2].isdigit()}
+    header = Path("/usr/include/linux/capability.h").read_text()
+    number = {name: int(value) for name, value in re.findall(r"#define (CAP_\w+)\s+(\d+)$", header, re.MULTILINE)}
     expected = sum(1 << number[name] for name in GUEST_CAPABILITIES)
     status = await attached.shell("cat /proc/self/status")
     sets = {line.split()[0]: int(line.split()[1], 16) for line in status.splitlines() if line.startswith("Cap")}
@@ -423,7 +419,7 @@ async def test_its_capabilities_are_those_of_dockers_root(attached: Inside) -> N
 
 async def test_mounts_namespaces_and_names_are_refused(attached: Inside) -> None:
     exited, output = await attached.run("probe", "forbidden")
-    answers = dict(line.rsplit(" ", 3)[0::3] if line.endswith("implemented") else line.split(" ", 1) for line in output.out.decode().splitlines())
+    answers = dict(line.split(" ", 1) for line in output.out.decode().splitlines())
     assert exited.exit_code == 0
     assert len(answers) == 18
     assert "allowed" not in answers.values(), answers
@@ -441,8 +437,8 @@ async def test_init_cannot_be_looked_into(attached: Inside) -> None:
         exited, output = await attached.run("sh", "-c", f"cat /proc/1/{path} || ls /proc/1/{path}/")
         assert exited.exit_code != 0, path
         assert not output.out, path
-    exited, output = await attached.run("ls", "/proc/1/fd")
-    assert (exited.exit_code, output.out) == (1, b"")
+    _, output = await attached.run("sh", "-c", "for fd in /proc/1/fd/*; do readlink $fd; done")
+    assert output.out == b""
 
 
 async def test_init_cannot_be_traced_or_killed(attached: Inside) -> None:

@@ -58,7 +58,7 @@ class GuestProcess:
     same bytes are offered again later, and nothing is lost.
     """
 
-    def __init__(self, guest: "Guest", id: int, on_output: OutputSink, taken: int = 0) -> None:
+    def __init__(self, guest: "Guest", id: int, on_output: OutputSink, taken: int = 0, stdin_waiting: int = 0) -> None:
         self.id = id
         self.taken = taken  # bytes of output that are safe
         self.exited: asyncio.Future[frames.Exited] = asyncio.get_running_loop().create_future()
@@ -67,7 +67,7 @@ class GuestProcess:
         self._waiting: list[tuple[int, bytes]] = []
         self._waiting_bytes = 0
         self._exit: frames.Exited | None = None
-        self._stdin_room = frames.STDIN_WINDOW
+        self._stdin_room = frames.STDIN_WINDOW - stdin_waiting
         self._stdin_taken = asyncio.Event()
 
     def receive(self, frame: frames.Output) -> None:
@@ -134,8 +134,9 @@ class GuestProcess:
 
 
 class Guest(asyncio.Protocol):
-    def __init__(self) -> None:
+    def __init__(self, answer_within: float = ANSWER) -> None:
         loop = asyncio.get_running_loop()
+        self._answer_within = answer_within
         self.lost: asyncio.Future[str] = loop.create_future()
         self.attached = False
         self.known: dict[int, frames.Process] = {}  # processes that were there before this connection
@@ -144,6 +145,7 @@ class Guest(asyncio.Protocol):
         self._answers: dict[int, asyncio.Future[frames.Frame]] = {}
         self._processes: dict[int, GuestProcess] = {}
         self._adoptable: dict[int, list[frames.Frame]] = {}
+        self._adoptable_bytes: dict[int, int] = {}
         self._hello: asyncio.Future[frames.Hello] = loop.create_future()
         self._requests = itertools.count(0x80000000)  # apart from process ids
         self._slice_ends = 0.0
@@ -151,19 +153,22 @@ class Guest(asyncio.Protocol):
         self._held = False
 
     @classmethod
-    async def connect(cls, path: Path) -> "Guest":
+    async def connect(cls, path: Path, answer_within: float = ANSWER) -> "Guest":
         """Raises GuestLost when nobody listens there or what answers is no guest init of ours."""
         loop = asyncio.get_running_loop()
+        guest = cls(answer_within)
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
-            async with asyncio.timeout(ANSWER):
-                _, guest = await loop.create_unix_connection(cls, f"/proc/self/fd/{directory}/{path.name}")
+            async with asyncio.timeout(answer_within):
+                await loop.create_unix_connection(lambda: guest, f"/proc/self/fd/{directory}/{path.name}")
                 guest.send(frames.hello())
                 hello = await guest.unless_lost(guest._hello)
         except (OSError, TimeoutError) as e:
             raise GuestLost(f"guest init does not answer: {e!r}") from e
         finally:
             os.close(directory)
+            if not guest._hello.done():
+                guest.close()
         if hello.protocol != frames.PROTOCOL:
             guest.close()
             raise GuestLost(f"guest init speaks protocol {hello.protocol}, this node {frames.PROTOCOL}")
@@ -193,9 +198,13 @@ class Guest(asyncio.Protocol):
 
     def adopt(self, id: int, on_output: OutputSink, taken: int) -> GuestProcess:
         """A process of before this connection (see `known`), of whose output `taken` bytes are safe already."""
-        process = self._processes[id] = GuestProcess(self, id, on_output, taken)
-        for frame in self._adoptable.pop(id, []):
-            self._dispatch_process(process, frame)
+        process = self._processes[id] = GuestProcess(self, id, on_output, taken, self.known[id].stdin_waiting)
+        self._adoptable_bytes.pop(id, None)
+        try:
+            for frame in self._adoptable.pop(id, []):
+                self._dispatch_process(process, frame)
+        except GuestMisbehaved as misbehaved:
+            self._lose(f"guest init misbehaved: {misbehaved}")
         self._settle()
         return process
 
@@ -210,6 +219,7 @@ class Guest(asyncio.Protocol):
         self._processes.pop(id, None)
         self.known.pop(id, None)
         self._adoptable.pop(id, None)
+        self._adoptable_bytes.pop(id, None)
 
     def send(self, data: bytes) -> None:
         if self._transport and not self.lost.done():
@@ -318,8 +328,10 @@ class Guest(asyncio.Protocol):
 
     def _keep_for_adoption(self, frame: frames.Output | frames.Exited | frames.StdinTaken) -> None:
         kept = self._adoptable.setdefault(frame.id, [])
-        if len(kept) > frames.OUTPUT_WINDOW // 20:
+        held = self._adoptable_bytes.get(frame.id, 0) + (len(frame.data) if isinstance(frame, frames.Output) else 0)
+        if held > frames.OUTPUT_WINDOW or len(kept) > frames.OUTPUT_WINDOW // 20:
             raise GuestMisbehaved("more unacknowledged output than its window")
+        self._adoptable_bytes[frame.id] = held
         kept.append(frame)
 
     async def _request(self, make: Callable[[int], list[bytes]]) -> None:
@@ -332,10 +344,10 @@ class Guest(asyncio.Protocol):
             answer = self._answers[id] = asyncio.get_running_loop().create_future()
             self.send(message)
             try:
-                async with asyncio.timeout(ANSWER):
+                async with asyncio.timeout(self._answer_within):
                     frame = await self.unless_lost(answer)
             except TimeoutError:
-                self._lose(f"guest init was silent for {ANSWER:g} s")
+                self._lose(f"guest init was silent for {self._answer_within:g} s")
                 raise GuestLost(self.lost.result()) from None
             finally:
                 self._answers.pop(id, None)

@@ -13,6 +13,7 @@ PROTOCOL = 1
 MAX_TO_GUEST = 256 * 1024  # bytes of payload; the same number stands in init.c
 MAX_FROM_GUEST = 64 * 1024
 STDIN_WINDOW = 64 * 1024
+MAX_PROCESS_ID = 2**31 - 1  # above are the node's numbers of its other requests
 OUTPUT_WINDOW = 128 * 1024  # bytes that a process may have sent and not had acknowledged
 
 HEADER = struct.Struct("<IBBHI")
@@ -66,6 +67,7 @@ class Process:
     pid: int
     acknowledged: int
     produced: int
+    stdin_waiting: int  # bytes of input that it has not read yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ Frame = Hello | Process | Done | Failed | Started | Output | Exited | StdinTaken
 STDOUT, STDERR = 1, 2
 _PAIR = struct.Struct("<II")
 _HELLO = struct.Struct("<III")
-_PROCESS = struct.Struct("<IQQ")
+_PROCESS = struct.Struct("<IQQI")
 _EXITED = struct.Struct("<iiQ")
 _EXACT = {
     FromGuest.HELLO: _HELLO.size,
@@ -140,18 +142,25 @@ _EXACT = {
 }
 
 
+def _count(value: int) -> int:
+    """Bytes that a process produced: small enough to be added to and still be written as 64 bits."""
+    if value >> 63:
+        raise GuestMisbehaved(f"a count of {value} bytes")
+    return value
+
+
 def _parse(kind: int, detail: int, id: int, payload: bytes) -> Frame:
     expected = _EXACT.get(kind)  # type: ignore[arg-type]
     if expected is not None and len(payload) != expected:
         raise GuestMisbehaved(f"frame {kind} of {len(payload)} bytes")
     match kind:
         case FromGuest.OUTPUT if len(payload) > 8 and detail in (STDOUT, STDERR):
-            return Output(id, detail, _U64.unpack_from(payload)[0], payload[8:])
+            return Output(id, detail, _count(_U64.unpack_from(payload)[0]), payload[8:])
         case FromGuest.EXITED:
             code, signal, produced = _EXITED.unpack(payload)
             if not (0 <= code <= 255 and 0 <= signal <= 64):
                 raise GuestMisbehaved(f"exit status {code}, signal {signal}")
-            return Exited(id, code, signal, produced)
+            return Exited(id, code, signal, _count(produced))
         case FromGuest.DONE:
             return Done(id)
         case FromGuest.STARTED:
@@ -162,8 +171,10 @@ def _parse(kind: int, detail: int, id: int, payload: bytes) -> Frame:
             protocol, attached, processes = _HELLO.unpack(payload)
             return Hello(protocol, bool(attached), processes)
         case FromGuest.PROCESS:
-            pid, acknowledged, produced = _PROCESS.unpack(payload)
-            return Process(id, bool(detail), pid, acknowledged, produced)
+            pid, acknowledged, produced, waiting = _PROCESS.unpack(payload)
+            if id > MAX_PROCESS_ID or waiting > STDIN_WINDOW:
+                raise GuestMisbehaved(f"process {id} with {waiting} bytes of input")
+            return Process(id, bool(detail), pid, _count(acknowledged), _count(produced), waiting)
         case FromGuest.STDIN_TAKEN:
             return StdinTaken(id, _U32.unpack(payload)[0])
         case FromGuest.PONG:

@@ -41,6 +41,7 @@ enum { PROTOCOL = 1, LISTEN_FD = 3 };
 enum { HEADER = 12, MAX_IN = 256 << 10, CHUNK = 32 << 10, MAX_CONTROL = 64 << 10, TRANSMIT = 128 << 10 };
 enum { WINDOW = 128 << 10 };       /* bytes of unacknowledged output a process may have here, frames included */
 enum { STDIN_WINDOW = 64 << 10 };  /* bytes of standard input the node may have sent ahead */
+enum { TERMINAL_HOLDS = 64 << 10 }; /* more than what a terminal's buffers can hold */
 enum { MAX_PROCESSES = 256 };
 
 enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNAL, RESIZE, RELEASE, PING };
@@ -413,7 +414,8 @@ static void close_fd(int *fd, int *watched) {
 
 static void watch_process(struct process *p) {
     int room = p->queue.length + HEADER + 8 + CHUNK <= WINDOW;
-    int want_out = p->out >= 0 && room, want_err = p->err >= 0 && room, want_in = p->in >= 0 && p->stdin_data.length;
+    int want_out = p->out >= 0 && room, want_err = p->err >= 0 && room;
+    int want_in = p->in >= 0 && (p->stdin_data.length || p->stdin_ends);
     if (p->in >= 0 && want_in != p->in_watched)
         watch(p->in, want_in ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, EPOLLOUT, p), p->in_watched = want_in;
     if (p->out >= 0 && want_out != p->out_watched)
@@ -465,7 +467,8 @@ static void give_input(struct process *p) {
         say(STDIN_TAKEN, 0, p->id, taken, 4);
     }
     if (p->stdin_ends && p->in >= 0 && !p->stdin_data.length) {
-        if (p->flags & EXEC_PTY) { uint8_t end = 4; if (write(p->in, &end, 1) < 0) {} } /* ^D */
+        uint8_t end = 4; /* ^D */
+        if (p->flags & EXEC_PTY && write(p->in, &end, 1) < 0 && errno == EAGAIN) return;
         close_fd(&p->in, &p->in_watched);
     }
 }
@@ -503,7 +506,8 @@ static void reap(void) {
         if (!p) continue; /* an orphan that came to us */
         p->exited = p->draining = 1;
         p->status = s;
-        if (p->out >= 0) ioctl(p->out, FIONREAD, &p->out_left);
+        if (p->flags & EXEC_PTY) p->out_left = TERMINAL_HOLDS; /* FIONREAD would not count all of it */
+        else if (p->out >= 0) ioctl(p->out, FIONREAD, &p->out_left);
         if (p->err >= 0) ioctl(p->err, FIONREAD, &p->err_left);
         close_fd(&p->in, &p->in_watched);
         drain(p);
@@ -520,8 +524,9 @@ static _Noreturn void become(struct command *c, int in, int out, int err, int re
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
     if (c->flags & EXEC_PTY) ioctl(in, TIOCSCTTY, 0);
+    /* init's own is the runtime's (oci.py), which only a privileged process may go below */
     int badness = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC); /* the kernel should end this, not init */
-    if (badness >= 0 && write(badness, "300", 3) < 0) {}
+    if (badness >= 0 && write(badness, "800", 3) < 0) {}
     if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0) goto out;
     if (c->gid || c->uid) {
         if (syscall(SYS_setgroups, 0, NULL) || setgid(c->gid) || setuid(c->uid)) goto out;
@@ -606,10 +611,11 @@ done:
 }
 
 static void tell_process(struct process *p) {
-    uint8_t payload[4 + 8 + 8];
+    uint8_t payload[4 + 8 + 8 + 4];
     put32(payload, p->pid);
     put64(payload + 4, p->acknowledged);
     put64(payload + 12, p->produced);
+    put32(payload + 20, p->stdin_data.length);
     say(IS_PROCESS, p->exited, p->id, payload, sizeof payload);
 }
 
