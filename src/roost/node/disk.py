@@ -91,6 +91,14 @@ class Disk:
         remove_disk(self.image, self.mountpoint)
 
 
+def mount_image(image: Path, mountpoint: Path, flags: int = 0) -> None:
+    device = _loop_device(image)
+    try:
+        linux.mount(_name_of(device), mountpoint, "ext4", flags | linux.MS_NODEV | _MS_NOATIME, MOUNT_OPTIONS)
+    finally:
+        os.close(device)
+
+
 def remove_disk(image: Path, mountpoint: Path) -> None:
     unmount(mountpoint)
     image.unlink(missing_ok=True)
@@ -124,11 +132,7 @@ class Disks:
         disk.remove()
         _copy_sparse(template, disk.image)
         disk.mountpoint.mkdir(exist_ok=True)
-        device = _loop_device(disk.image)
-        try:
-            linux.mount(_name_of(device), disk.mountpoint, "ext4", linux.MS_NODEV | _MS_NOATIME, MOUNT_OPTIONS)
-        finally:
-            os.close(device)
+        mount_image(disk.image, disk.mountpoint)
         (disk.mountpoint / "lost+found").rmdir()
         for directory in (disk.upper, disk.work):
             directory.mkdir(mode=0o755)

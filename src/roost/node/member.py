@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +96,18 @@ class Member:
     def number(self) -> int:
         return self.site.number
 
-    async def attach(self, rootfs: Path, limits: Limits, hostname: str) -> None:
-        """Give it its limits and its root: `rootfs`, read-only, below its own disk. Raises GuestLost, GuestRefused."""
+    async def attach(self, lowers: Sequence[Path], limits: Limits, hostname: str) -> None:
+        """Give it its limits and its root: `lowers`, read-only and the topmost first, below its own disk.
+
+        Raises GuestLost, GuestRefused.
+        """
         if (limits.vcpus, limits.memory_mb, limits.pids) != (IDLE.vcpus, IDLE.memory_mb, IDLE.pids):
             self.cgroup.apply(limits)
         if limits.disk_gb != self.disk.gib:
             site = self.site
             await asyncio.to_thread(self.disk.remove)
             self.disk = await self.ground.disks.make(site.container_id, site.disk, limits.disk_gb, site.first_id)
-        await asyncio.to_thread(mount_root, rootfs, self.disk, self.site, self.pid)
+        await asyncio.to_thread(mount_root, lowers, self.disk, self.site, self.pid)
         await self.guest.attach(hostname)
         await asyncio.to_thread(_forget_mounts, self.site)
 
@@ -177,23 +180,23 @@ def _make_slot(site: Site) -> None:
     linux.mount(None, site.slot, flags=linux.MS_SHARED)
 
 
-def mount_root(rootfs: Path, disk: Disk, site: Site, pid: int) -> None:
+def mount_root(lowers: Sequence[Path], disk: Disk, site: Site, pid: int) -> None:
     """The overlay that becomes the guest's root.
 
-    Only the lower layer is id-mapped, by the guest's user namespace, so that one copy serves every range of ids; an
+    Only the lower layers are id-mapped, by the guest's user namespace, so that one copy serves every range of ids; an
     id-mapped upper would make the overlay read-only, so the upper's files carry the member's own ids.
     """
-    user_namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        lower = linux.open_tree(rootfs)
-        try:
-            linux.mount_setattr(lower, userns_fd=user_namespace)
-            options = f"lowerdir=/proc/self/fd/{lower},upperdir={disk.upper},workdir={disk.work}"
-            linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
-        finally:
-            os.close(lower)
-    finally:
-        os.close(user_namespace)
+    with contextlib.ExitStack() as opened:
+        user_namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, user_namespace)
+        mapped: list[str] = []
+        for lower in lowers:
+            clone = linux.open_tree(lower)
+            opened.callback(os.close, clone)
+            linux.mount_setattr(clone, userns_fd=user_namespace)
+            mapped.append(f"/proc/self/fd/{clone}")
+        options = f"lowerdir={':'.join(mapped)},upperdir={disk.upper},workdir={disk.work}"
+        linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
 
 
 def _forget_mounts(site: Site) -> None:

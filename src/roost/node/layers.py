@@ -1,0 +1,247 @@
+"""Revisions on this node's disk: each is one layer, the frozen disk image of the sandbox that made it.
+
+A revision is a stack: its own layer, its parents' layers, and the image at the bottom. Mounting a stack costs the same
+whatever its size, so a fork or a base is one mount. A layer that is in the object store is only a cache here: it is
+removed when room is needed, the least recently used first, and comes back from the store as one layer without parents.
+A layer that is not in the store, or that something mounted or listed here stands on, stays.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from roost import linux
+from roost.errors import NotFound
+from roost.node.canonical import canonicalise, size_of
+from roost.node.disk import Disk, Disks, mount_image, unmount
+from roost.node.images import Hold, ImageStore
+from roost.node.protocol import Revision
+
+DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
+IMAGE_GIB = 64  # of a restored layer's sparse file: the largest disk that a sandbox may have
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Depot(Protocol):
+    """Where layers go to and come back from: the object store (`depot.py`)."""
+
+    async def restore(self, revision: str, target: Path) -> Revision:
+        """Fill an empty directory with all that the revision has above its image. Raises NotFound."""
+        ...
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """The file beside a layer's disk image. `parent`: the layer below, None for one that stands on the image alone."""
+
+    revision: Revision
+    parent: str | None
+
+
+@dataclass
+class Stack:
+    """What a sandbox starts from. Pinned until `release`, also against a crash of nothing but this process."""
+
+    revision: Revision
+    lowers: list[Path]  # the newest layer first; the image's root file system last
+    _layers: "Layers"
+    _ids: list[str]
+    _hold: Hold
+
+    @property
+    def image(self) -> str:
+        return self._hold.content
+
+    def release(self) -> None:
+        self._hold.release()
+        self._layers.unpin(self._ids)
+        self._ids = []
+
+
+class Layers:
+    def __init__(self, directory: Path, disks: Disks, images: ImageStore, depot: Depot, limit: int) -> None:
+        """`limit`: bytes that layers may take on the disk before stored ones go."""
+        self._directory = directory
+        self._disks = disks
+        self._images = images
+        self._depot = depot
+        self._limit = limit
+        self._pins: dict[str, int] = {}
+        self._mounting: dict[str, asyncio.Lock] = {}
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # what a sandbox starts from
+
+    async def stack(self, revision: str) -> Stack:
+        """Raises NotFound for a revision that is neither here nor in the store."""
+        ids = await self._ids_of(revision)
+        self._pin(ids)
+        try:
+            lowers = [await self._mounted(id) for id in ids]
+            kept = self._read(revision)
+            hold = self._images.hold_content(kept.revision.image)
+        except BaseException:
+            self.unpin(ids)
+            raise
+        os.utime(self._image(revision))  # when it was last used
+        return Stack(kept.revision, [*lowers, hold.path], self, ids, hold)
+
+    async def _ids_of(self, revision: str) -> list[str]:
+        if not self._has(revision):
+            await self._restore(revision)
+        ids: list[str] = []
+        at: str | None = revision
+        while at is not None:
+            ids.append(at)
+            at = self._read(at).parent
+        return ids
+
+    def _pin(self, ids: list[str]) -> None:
+        for id in ids:
+            self._pins[id] = self._pins.get(id, 0) + 1
+
+    def unpin(self, ids: list[str]) -> None:
+        for id in ids:
+            self._pins[id] -= 1
+            if not self._pins[id]:
+                del self._pins[id]
+
+    async def _mounted(self, id: str) -> Path:
+        async with self._mounting.setdefault(id, asyncio.Lock()):
+            point = self._directory / id
+            if not point.is_mount():
+                point.mkdir(exist_ok=True)
+                await asyncio.to_thread(mount_image, self._image(id), point, linux.MS_RDONLY)
+        return point / "upper"
+
+    # keeping
+
+    def has(self, revision: str) -> bool:
+        return self._has(revision)
+
+    def find(self, revision: str) -> Revision:
+        if not self._has(revision):
+            raise NotFound(f"revision {revision} is not on this node")
+        return self._read(revision).revision
+
+    def freeze(self, disk: Disk, first_id: int) -> int:
+        """Make a finished sandbox's disk a layer's disk; returns its size in bytes. Blocks, and may be repeated."""
+        canonicalise(disk.upper, first_id)
+        return size_of(disk.upper)
+
+    def keep(self, disk: Disk, revision: Revision, parent: str | None) -> None:
+        """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
+        unmount(disk.mountpoint)
+        with disk.image.open("rb") as image:
+            os.fsync(image.fileno())
+        disk.image.rename(self._image(revision.id))
+        self._write(Kept(revision, parent))
+
+    def stored(self, id: str) -> None:
+        """It is in the object store now."""
+        kept = self._read(id)
+        self._write(Kept(msgspec.structs.replace(kept.revision, stored=True), kept.parent))
+
+    async def _restore(self, id: str) -> None:
+        """One layer with everything above the image; half-restored ones have no file beside them and are swept."""
+        async with self._mounting.setdefault(id, asyncio.Lock()):
+            if self._has(id):
+                return
+            point = self._directory / id
+            disk = await self._disks.make(f"layer-{id}", point, IMAGE_GIB, owner=0)
+            try:
+                revision = await self._depot.restore(id, disk.upper)
+            except BaseException:
+                await asyncio.to_thread(disk.remove)
+                raise
+            await asyncio.to_thread(self.keep, disk, revision, None)
+
+    # room
+
+    def collect(self, listed: set[str]) -> int:
+        """Removes revisions that nobody lists, unless something stands on them; returns the bytes that came back."""
+        freed = 0
+        standing = self._standing(listed)
+        for id in self._ids():
+            if id not in listed and id not in standing:
+                freed += self._remove(id)
+        return freed
+
+    def make_room(self) -> None:
+        """Least recently used stored layers go until the limit is kept."""
+        used = {id: self._image(id).stat() for id in self._ids()}
+        total = sum(status.st_blocks * 512 for status in used.values())
+        for id, status in sorted(used.items(), key=lambda item: item[1].st_mtime):
+            if total <= self._limit:
+                return
+            kept = self._read(id)
+            if kept.revision.stored and id not in self._standing(set()):
+                log.info("layer.evicted", revision=id, bytes=status.st_blocks * 512)
+                total -= self._remove(id)
+
+    def _standing(self, listed: set[str]) -> set[str]:
+        """Layers that a pinned one, a listed one, or any other layer that stays has below it."""
+        parents = {id: self._read(id).parent for id in self._ids()}
+        standing = set(self._pins)
+        for id in parents:
+            if id in listed or id in self._pins or not listed:
+                at = parents[id]
+                while at is not None:
+                    standing.add(at)
+                    at = parents.get(at)
+        return standing
+
+    def _remove(self, id: str) -> int:
+        size = self._image(id).stat().st_blocks * 512
+        self._meta(id).unlink(missing_ok=True)
+        unmount(self._directory / id)
+        self._image(id).unlink(missing_ok=True)
+        (self._directory / id).rmdir() if (self._directory / id).exists() else None
+        return size
+
+    # files
+
+    def _ids(self) -> Iterator[str]:
+        return (path.stem for path in sorted(self._directory.glob("*.json")))
+
+    def _has(self, id: str) -> bool:
+        return self._meta(id).exists()
+
+    def _image(self, id: str) -> Path:
+        return self._directory / f"{id}.img"
+
+    def _meta(self, id: str) -> Path:
+        return self._directory / f"{id}.json"
+
+    def _read(self, id: str) -> Kept:
+        return msgspec.json.decode(self._meta(id).read_bytes(), type=Kept)
+
+    def _write(self, kept: Kept) -> None:
+        fresh = self._meta(kept.revision.id).with_suffix(".new")
+        with fresh.open("wb") as file:
+            file.write(msgspec.json.encode(kept))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._meta(kept.revision.id))
+
+    def sweep(self) -> None:
+        """At start: what a crash left half-kept or half-restored, and mounts that nobody needs."""
+        known = set(self._ids())
+        for entry in self._directory.iterdir():
+            if entry.is_dir():
+                unmount(entry)
+                entry.rmdir()
+            elif entry.suffix == ".new" or (entry.suffix == ".img" and entry.stem not in known):
+                entry.unlink()
+
+    def close(self) -> None:
+        for entry in self._directory.iterdir():
+            if entry.is_dir():
+                unmount(entry)
+                entry.rmdir()
