@@ -88,17 +88,17 @@ async def idle_memory() -> dict[str, Any]:
     small = await _idle(SMALL_POOL)
     large = await _idle(LARGE_POOL)
     members = LARGE_POOL - SMALL_POOL
-    taken = (small["available_kb"] - large["available_kb"]) - (
-        small["available_before_kb"] - large["available_before_kb"]
-    )
+    taken = large["taken_kb"] - small["taken_kb"]
+    each = {
+        "guests_pss": round((large["guests"]["pss"] - small["guests"]["pss"]) / members),
+        "programs_pss": round((large["together"]["pss"] - small["together"]["pss"]) / members),
+        **{name: round((large["grown_kb"][name] - small["grown_kb"][name]) / members) for name in memory.KERNEL_SIDE},
+    }
+    accounted = sum(each[name] for name in ("guests_pss", "programs_pss", *memory.ACCOUNTED))
+    charged = round((large["charged_kb"] - small["charged_kb"]) / members)
     return {
         "pools": {str(SMALL_POOL): small, str(LARGE_POOL): large},
-        "per_member_kb": {
-            "machine": round(taken / members),
-            "charged": round((large["charged_kb"] - small["charged_kb"]) / members),
-            "guests_pss": round((large["guests"]["pss"] - small["guests"]["pss"]) / members),
-            "programs_pss": round((large["together"]["pss"] - small["together"]["pss"]) / members),
-        },
+        "per_member_kb": {"available": round(taken / members), "accounted": accounted, "charged": charged, **each},
     }
 
 
@@ -114,7 +114,7 @@ async def _idle(pool: int) -> dict[str, Any]:
         return {
             "start_seconds": round(here.start_seconds, 2),
             "taken_kb": before["MemAvailable"] - after["MemAvailable"],
-            "machine_grown_kb": {name: after[name] - before[name] for name in after},
+            "grown_kb": {name: after[name] - before[name] for name in after},
             "charged_kb": sum(groups.charged_kb()),
             "programs": programs,
             "together": memory.together(programs.values()),
@@ -212,11 +212,19 @@ def print_memory(found: dict[str, Any]) -> None:
     ]
     report.print_table(["", "PSS", "RSS"], rows)
     each = found["per_member_kb"]
-    print(
-        f"\nEach idle member of the pool: {each['machine'] / 1024:.2f} MB of the machine's available memory; of it "
-        f"{each['guests_pss']} KB PSS of its guest init, {each['charged']} KB charged to its cgroup, "
-        f"{each['programs_pss']} KB PSS in Roost's programs"
-    )
+    parts = {
+        "PSS of guest init": "guests_pss",
+        "PSS in Roost's programs": "programs_pss",
+        "slab": "Slab",
+        "kernel stacks": "KernelStack",
+        "page tables": "PageTables",
+        "per-CPU": "Percpu",
+        "together": "accounted",
+        "of the machine's available memory, which others change too": "available",
+        "charged to its cgroup": "charged",
+    }
+    print("\nEach idle member of the pool, KB\n")
+    report.print_table(["", ""], [[name, str(each[key])] for name, key in parts.items()])
 
 
 def parsed() -> argparse.Namespace:

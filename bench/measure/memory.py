@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 KERNEL_SIDE = ("Slab", "SReclaimable", "SUnreclaim", "KernelStack", "PageTables", "Percpu", "VmallocUsed")
+ACCOUNTED = ("Slab", "KernelStack", "PageTables", "Percpu")  # VmallocUsed has the stacks a second time
 READINGS = 9
 BETWEEN = 0.3  # seconds
 

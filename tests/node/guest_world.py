@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ LIMIT = 20.0  # seconds that anything may take here
 
 
 @contextlib.contextmanager
-def own_number() -> Iterator[int]:
+def own_number() -> Generator[int]:
     """An instance number that no other test uses."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -62,6 +62,19 @@ def lay_image(directory: Path) -> None:
     subprocess.run(["musl-gcc", "-static", "-Os", "-Wall", *headers, "-o", probe, source], check=True)
 
 
+def settings_of(directory: Path, number: int) -> NodeSettings:
+    return NodeSettings(
+        state=directory / "state",
+        runtime_dir=directory / "run",
+        instance=number,
+        images=directory / "images",
+        runtime=None,
+        min_pool_size=0,
+        max_pool_size=0,
+        group="root",
+    )
+
+
 @dataclass
 class World:
     """What members stand on, and the image that they may be given; `open` makes it, leaving it leaves nothing."""
@@ -71,7 +84,7 @@ class World:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls) -> AsyncIterator["World"]:
+    async def open(cls) -> AsyncGenerator["World"]:
         with own_number() as number:
             world = await cls._lay(number)
             try:
@@ -86,16 +99,7 @@ class World:
         directory.mkdir(mode=0o711, exist_ok=True)
         (directory / "state").mkdir(mode=0o700, exist_ok=True)
         (directory / "run").mkdir(mode=0o711, exist_ok=True)
-        settings = NodeSettings(
-            state=directory / "state",
-            runtime_dir=directory / "run",
-            instance=number,
-            images=directory / "images",
-            runtime=None,
-            min_pool_size=0,
-            max_pool_size=0,
-            group="root",
-        )
+        settings = settings_of(directory, number)
         world = cls(directory, daemon.build_ground(settings))
         await world.sweep()
         shutil.rmtree(world.image, ignore_errors=True)
@@ -132,7 +136,8 @@ class World:
         first = members.FIRST_ID + self.ground.instance * MEMBERS * members.IDS
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if first <= entry.stat().st_uid < first + MEMBERS * members.IDS:
+                ours = first <= entry.stat().st_uid < first + MEMBERS * members.IDS
+                if ours and "State:\tZ" not in (entry / "status").read_text():  # those are for the machine to reap
                     yield int(entry.name)
 
     async def emptied(self) -> set[str]:
@@ -207,6 +212,12 @@ class Inside:
         exited, output = await self.run("sh", "-c", script, **fields)
         assert (exited.exit_code, output.err) == (0, b"")
         return output.out.decode()
+
+    async def until_gone(self, command: str) -> None:
+        """Returns when no process of the guest has `command` in its command line; the killed take a moment."""
+        async with asyncio.timeout(LIMIT):
+            while command in await self.shell("ps"):
+                pass
 
 
 async def ended(process: GuestProcess) -> Exited:

@@ -44,7 +44,9 @@ async def idle_member(world: World) -> AsyncIterator[Member]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def attached(world: World, idle_member: Member) -> Inside:
-    await idle_member.attach(world.image, IDLE, "nest")
+    await idle_member.mount([world.image], IDLE)
+    await idle_member.guest.attach("nest")
+    idle_member.forget_mounts()
     return Inside(idle_member.guest, idle_member)
 
 
@@ -115,7 +117,7 @@ async def test_a_daemon_that_chatters_does_not_delay_the_exit(attached: Inside) 
 
 async def test_what_is_left_of_the_group_can_be_ended_with_its_first(attached: Inside) -> None:
     await attached.run("sh", "-c", "sleep 61 & exit 0", end_group=True)
-    assert "sleep 61" not in await attached.shell("ps")
+    await attached.until_gone("sleep 61")
 
 
 async def test_a_signal_reaches_the_whole_group(attached: Inside) -> None:
@@ -123,7 +125,7 @@ async def test_a_signal_reaches_the_whole_group(attached: Inside) -> None:
     await output.until(b"up")
     process.signal(signal.SIGKILL)
     assert (await ended(process)).signal == signal.SIGKILL
-    assert "sleep 6" not in await attached.shell("ps")
+    await attached.until_gone("sleep 6")
 
 
 async def test_a_signal_to_everyone_reaches_all_but_init(attached: Inside) -> None:
@@ -131,7 +133,7 @@ async def test_a_signal_to_everyone_reaches_all_but_init(attached: Inside) -> No
     await output.until(b"up")
     attached.guest.signal_everyone()
     assert (await ended(process)).signal == signal.SIGKILL
-    assert "sleep 64" not in await attached.shell("ps")
+    await attached.until_gone("sleep 64")
 
 
 async def test_orphans_are_reaped(attached: Inside) -> None:
@@ -331,6 +333,20 @@ async def test_starting_an_id_again_does_not_run_it_twice(attached: Inside) -> N
     guest.close()
 
 
+async def test_a_process_that_nobody_waits_for_is_forgotten_when_it_ends(attached: Inside) -> None:
+    process, output = await attached.start("sh", "-c", "echo up; sleep 68")
+    await output.until(b"up")
+    process.release()
+    process.signal(signal.SIGKILL)
+    async with asyncio.timeout(LIMIT):
+        await process.exited
+        await attached.guest.ping()
+    attached.guest.close()
+    guest = await Guest.connect(attached.member.site.socket)
+    assert not guest.known
+    guest.close()
+
+
 async def test_the_newest_connection_is_the_nodes(attached: Inside) -> None:
     newer = await Guest.connect(attached.member.site.socket)
     async with asyncio.timeout(LIMIT):
@@ -395,7 +411,8 @@ async def test_an_image_whose_proc_is_a_link_is_refused(world: World, idle_membe
     (image / "proc").symlink_to("/slot")
     try:
         with pytest.raises(GuestRefused, match="proc"):
-            await idle_member.attach(image, IDLE, "nest")
+            await idle_member.mount([image], IDLE)
+            await idle_member.guest.attach("nest")
     finally:
         (image / "proc").unlink()
         image.rmdir()
@@ -452,7 +469,9 @@ async def test_only_the_guests_own_files_are_reachable(attached: Inside) -> None
     mounts = await attached.shell("cut -d' ' -f5 /proc/self/mountinfo | sort")
     assert "/slot" not in mounts
     assert mounts.split()[0] == "/"
-    assert (await attached.shell("ls /")).split() == sorted("bin dev etc home proc root run sys tmp".split())
+    assert (await attached.shell("ls /")).split() == [
+        *("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp"),
+    ]
 
 
 async def test_its_files_belong_to_the_guests_own_ids(attached: Inside) -> None:

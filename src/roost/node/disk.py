@@ -6,7 +6,6 @@ a guest writes is `upper`, beside overlayfs's `work`.
 """
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import os
@@ -61,13 +60,21 @@ def _copy_sparse(source: Path, target: Path) -> None:
     with source.open("rb") as a, target.open("xb") as b:
         size = os.fstat(a.fileno()).st_size
         os.ftruncate(b.fileno(), size)
-        at = 0
-        with contextlib.suppress(OSError):  # ENXIO: no data behind this point
-            while at < size:
-                start = os.lseek(a.fileno(), at, os.SEEK_DATA)
-                at = os.lseek(a.fileno(), start, os.SEEK_HOLE)
-                os.lseek(b.fileno(), start, os.SEEK_SET)
-                os.sendfile(b.fileno(), a.fileno(), start, at - start)
+        end = 0
+        while (start := _next_data(a.fileno(), end)) is not None:
+            end = os.lseek(a.fileno(), start, os.SEEK_HOLE)
+            os.lseek(b.fileno(), start, os.SEEK_SET)
+            while start < end:
+                start += os.sendfile(b.fileno(), a.fileno(), start, end - start)
+
+
+def _next_data(fd: int, at: int) -> int | None:
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # only a hole is left
+            return None
+        raise
 
 
 @dataclass

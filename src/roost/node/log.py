@@ -47,7 +47,7 @@ class LogWriter:
         end, size = 0, os.fstat(self._fd).st_size
         while end + HEAD.size <= size:
             length, _, _, output = HEAD.unpack(os.pread(self._fd, HEAD.size, end))
-            if end + HEAD.size + length > size:
+            if not length or end + HEAD.size + length > size:  # no record is empty; zeros are what a power cut leaves
                 break
             self.output = output
             end += HEAD.size + length

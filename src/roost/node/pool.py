@@ -92,6 +92,8 @@ class Pool:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled() and not place.exception():
                 await self.used(place.result())
+            elif place in self._waiting:
+                self._waiting.remove(place)
             raise
 
     async def used(self, member: Member) -> None:
@@ -103,8 +105,9 @@ class Pool:
         self._changed.set()
 
     async def close(self) -> None:
-        """Destroys the idle members; those that were taken are their takers'."""
+        """Destroys the idle members; those that were taken are their takers'. Who waits is told."""
         self._closing = True
+        self._tell_waiting("this node is being stopped")
         if self._refill:
             self._refill.cancel()
             await asyncio.gather(self._refill, return_exceptions=True)
@@ -157,7 +160,8 @@ class Pool:
             async with asyncio.timeout(SURPLUS):
                 await self._changed.wait()
         except TimeoutError:
-            self._retire(self._idle.popleft())
+            if self._idle:  # not all taken in this very moment
+                self._retire(self._idle.popleft())
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -171,7 +175,7 @@ class Pool:
         except (RuntimeFailed, GuestLost, GuestRefused, OSError, TimeoutError) as error:
             log.error("member.failed", number=number, error=str(error))
             self._creating -= 1
-            await self._destroy(number)
+            self._own(self._destroy(number))  # on its own, for what hinders the making may hinder that too
             await self._failed(error)
             return
         except BaseException:
@@ -205,22 +209,27 @@ class Pool:
     async def _failed(self, error: Exception) -> None:
         self._failures += 1
         if self._failures >= FAILURES:
-            while self._waiting:
-                place = self._waiting.popleft()
-                if not place.done():
-                    place.set_exception(NoCapacity(f"this node cannot make sandboxes now: {error}"))
+            self._tell_waiting(f"this node cannot make sandboxes now: {error}")
         if not self._closing:
             await asyncio.sleep(min(5.0, 0.05 * 2**self._failures))
         self._changed.set()
 
+    def _tell_waiting(self, why: str) -> None:
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_exception(NoCapacity(why))
+
     async def _destroy(self, number: int, member: Member | None = None) -> None:
-        """Until it is really gone: its number is not used again before."""
+        """Until it is really gone: its number is not used again before. A closing pool leaves it to the next node."""
         pause = 0.05
         while True:
             try:
                 await (member.destroy() if member else members.destroy(self._ground, number))
             except (RuntimeFailed, OSError, TimeoutError) as error:
                 log.error("member.undestroyed", number=number, error=str(error))
+                if self._closing:
+                    return
                 await asyncio.sleep(pause)
                 pause = min(10.0, 2 * pause)
             else:

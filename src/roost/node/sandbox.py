@@ -117,20 +117,20 @@ class Sandbox:
     async def _begin(self, member: Member, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
         self.member = member
         assert self._hold
-        await member.attach(self._hold.path, self.limits, request.hostname)
-        guest = member.guest
-        await asyncio.gather(
+        await member.mount(self._hold.path, self.limits)
+        self._save(self.state)  # from here on a restarted node asks this member's guest init
+        guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
+        *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
+            guest.attach(hostname),
             guest.write_file(SCRIPT, 0o700, request.script),
             guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
-            guest.write_file("/etc/hosts", 0o644, hosts_file(request.hostname)),
-            guest.write_file("/etc/hostname", 0o644, f"{request.hostname}\n".encode()),
+            guest.write_file("/etc/hosts", 0o644, hosts_file(hostname)),
+            guest.write_file("/etc/hostname", 0o644, f"{hostname}\n".encode()),
+            guest.start(FIRST_PROCESS, script_command(request.script, request.environment), self._log_writer().write),
         )
-        self._save(self.state)  # from here on a restarted node asks this member's guest init
-        command = script_command(request.script, request.environment)
-        started, self._asked = now_ns(), True
-        self._script = await guest.start(FIRST_PROCESS, command, self._log_writer().write)
         self._become(phase="running", started_ns=started)
         self._life = asyncio.create_task(self._live())
+        member.forget_mounts()
 
     def adopt(self, member: Member) -> bool:
         """After a restart of the node; False when guest init never got to start the script."""
@@ -144,7 +144,9 @@ class Sandbox:
         self._next_process = 1 + max(member.guest.known)
         for id in list(member.guest.known):
             if id != FIRST_PROCESS:  # an exec whose caller is gone with the old node
-                member.guest.adopt(id, lambda _: None, member.guest.known[id].acknowledged).signal(signal.SIGKILL)
+                abandoned = member.guest.adopt(id, lambda _: None, member.guest.known[id].acknowledged)
+                abandoned.signal(signal.SIGKILL)
+                abandoned.release()
         if self.state.phase == "starting":
             self._become(phase="running", started_ns=now_ns())
         self._life = asyncio.create_task(self._live())
@@ -359,6 +361,7 @@ async def _bounded(process: GuestProcess, timeout: float) -> tuple[Exited | None
     finally:
         if not ending.done():  # the caller has gone, or the process does not die: nobody waits for it any more
             process.signal(signal.SIGKILL)
+            process.release()
             ending.cancel()
 
 

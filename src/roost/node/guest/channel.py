@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar, cast
@@ -128,7 +129,10 @@ class GuestProcess:
         return await self._guest.unless_lost(asyncio.shield(self.exited))
 
     def release(self) -> None:
-        """Guest init forgets it: only after what became of it is safe."""
+        """Guest init forgets it, when it has ended: only after what became of it is safe, or matters to nobody."""
+        if not self.exited.done():
+            self.exited.add_done_callback(lambda _: self.release())
+            return
         self._guest.forget(self.id)
         self._guest.send(frames.release(self.id))
 
@@ -142,7 +146,7 @@ class Guest(asyncio.Protocol):
         self.known: dict[int, frames.Process] = {}  # processes that were there before this connection
         self._reader = frames.FrameReader()
         self._transport: asyncio.Transport | None = None
-        self._answers: dict[int, asyncio.Future[frames.Frame]] = {}
+        self._answers: dict[int, deque[asyncio.Future[frames.Frame]]] = {}
         self._processes: dict[int, GuestProcess] = {}
         self._adoptable: dict[int, list[frames.Frame]] = {}
         self._adoptable_bytes: dict[int, int] = {}
@@ -163,12 +167,13 @@ class Guest(asyncio.Protocol):
                 await loop.create_unix_connection(lambda: guest, f"/proc/self/fd/{directory}/{path.name}")
                 guest.send(frames.hello())
                 hello = await guest.unless_lost(guest._hello)
-        except (OSError, TimeoutError) as e:
-            raise GuestLost(f"guest init does not answer: {e!r}") from e
+        except BaseException as error:
+            guest.close()
+            if isinstance(error, OSError):  # TimeoutError is one too
+                raise GuestLost(f"guest init does not answer: {error!r}") from error
+            raise
         finally:
             os.close(directory)
-            if not guest._hello.done():
-                guest.close()
         if hello.protocol != frames.PROTOCOL:
             guest.close()
             raise GuestLost(f"guest init speaks protocol {hello.protocol}, this node {frames.PROTOCOL}")
@@ -311,8 +316,8 @@ class Guest(asyncio.Protocol):
                     self._keep_for_adoption(frame)
                 # else: of a process that was released meanwhile
             case _:
-                answer = self._answers.pop(frame.id, None)
-                if answer and not answer.done():
+                answers = self._answers.get(frame.id)
+                if answers and not (answer := answers.popleft()).done():
                     answer.set_result(frame)
 
     def _dispatch_process(self, process: GuestProcess, frame: frames.Frame) -> None:
@@ -339,17 +344,19 @@ class Guest(asyncio.Protocol):
         await self._answered(id, make(id))
 
     async def _answered(self, id: int, messages: list[bytes]) -> None:
-        """Sends and waits for as many answers; messages of one request are answered in order."""
-        for message in messages:
-            answer = self._answers[id] = asyncio.get_running_loop().create_future()
-            self.send(message)
-            try:
-                async with asyncio.timeout(self._answer_within):
+        """Sends all and waits for as many answers, which come in order. So whoever asks next is obeyed next."""
+        loop = asyncio.get_running_loop()
+        answers = self._answers[id] = deque(loop.create_future() for _ in messages)
+        expected = list(answers)
+        self.send(b"".join(messages))
+        try:
+            async with asyncio.timeout(self._answer_within):
+                for answer in expected:
                     frame = await self.unless_lost(answer)
-            except TimeoutError:
-                self._lose(f"guest init was silent for {self._answer_within:g} s")
-                raise GuestLost(self.lost.result()) from None
-            finally:
-                self._answers.pop(id, None)
-            if isinstance(frame, frames.Failed):
-                raise GuestRefused(frame.message)
+                    if isinstance(frame, frames.Failed):
+                        raise GuestRefused(frame.message)
+        except TimeoutError:
+            self._lose(f"guest init was silent for {self._answer_within:g} s")
+            raise GuestLost(self.lost.result()) from None
+        finally:
+            self._answers.pop(id, None)

@@ -189,6 +189,10 @@ class FrameReader:
     def __init__(self) -> None:
         self._rest = b""
 
+    @property
+    def held(self) -> int:
+        return len(self._rest)
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         data = self._rest + data
         at = 0

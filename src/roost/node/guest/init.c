@@ -367,6 +367,7 @@ static int attach(const char *hostname) {
         if (mount(from, to, NULL, MS_MOVE, NULL)) return fail(to);
     }
     if (plain_directory(root, "run", 0755) || plain_directory(root, "run/roost", 0700)) return -1;
+    if (mkdirat(root, "etc", 0755) && errno != EEXIST) return fail("etc"); /* for resolv.conf; an image may lack it */
     close(root);
     if (chdir("/slot/root")) return fail("chdir");
     if (syscall(SYS_pivot_root, ".", ".")) return fail("pivot_root");

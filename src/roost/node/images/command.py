@@ -118,7 +118,7 @@ async def run(
     follower = follower or Follower()
     process = await asyncio.create_subprocess_exec(
         *argv,
-        stdin=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=environment,
@@ -156,11 +156,12 @@ async def _follow(process: asyncio.subprocess.Process, stdin: bytes, tail: deque
 
 
 async def _feed(process: asyncio.subprocess.Process, stdin: bytes) -> None:
-    assert process.stdin is not None
-    process.stdin.write(stdin)
+    if process.stdin is None:
+        return
     try:
+        process.stdin.write(stdin)
         await process.stdin.drain()
-    except ConnectionError:
+    except (ConnectionError, RuntimeError):  # the second is how uvloop says that the pipe is closed already
         pass  # it ended before reading; its status says why
     process.stdin.close()
 
