@@ -22,7 +22,7 @@ from roost.node.disk import unmount
 from roost.node.guest import build
 from roost.node.guest.channel import Guest, GuestProcess
 from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
-from roost.node.member import MEMBERS, Ground, Member
+from roost.node.member import IDLE, MEMBERS, Ground, Member
 from roost.settings import NodeSettings
 
 NUMBERS = range(8, 12)
@@ -114,6 +114,12 @@ class World:
     async def member(self, number: int = 0) -> Member:
         async with asyncio.timeout(LIMIT):
             return await members.make(self.ground, number)
+
+    async def attach(self, member: Member, image: Path | None = None) -> None:
+        async with asyncio.timeout(LIMIT):
+            await member.mount(image or self.image, IDLE)
+            await member.guest.attach("nest")
+        member.forget_mounts()
 
     def leftovers(self) -> set[str]:
         """Everything on this machine that belongs to a member of this instance."""

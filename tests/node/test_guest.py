@@ -402,6 +402,40 @@ async def test_a_file_that_cannot_be_written_is_refused(attached: Inside) -> Non
         await attached.guest.write_file("/no/such/file", 0o600, b"x")
 
 
+async def test_what_is_asked_at_once_is_obeyed_in_order(world: World, idle_member: Member) -> None:
+    await idle_member.mount([world.image], IDLE)
+    guest, script, output = idle_member.guest, b"#!/bin/sh\nexit 5\n" + b"#" * 600_000, Output()
+    *_, process = await asyncio.gather(
+        guest.attach("nest"),
+        guest.write_file("/run/roost/script", 0o700, script),
+        guest.start(1, Command(["/run/roost/script"], PATH, "/"), output.take),
+    )
+    assert (await ended(process)).exit_code == 5
+
+
+async def test_what_is_asked_behind_a_refused_root_is_refused_too(world: World, idle_member: Member) -> None:
+    guest = idle_member.guest
+    answers = await asyncio.gather(
+        guest.attach("nest"),  # nothing is mounted that could be its root: /slot/root is a part of the node's slot
+        guest.write_file("/run/roost/script", 0o700, b"#!/bin/sh\n"),
+        guest.start(1, Command(["/run/roost/script"], PATH, "/"), Output().take),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [GuestRefused] * 3
+
+
+async def test_an_image_without_etc_gets_one(world: World, idle_member: Member) -> None:
+    image = world.directory / "bare"
+    image.mkdir()
+    try:
+        await world.attach(idle_member, image)
+        await idle_member.guest.write_file("/etc/hosts", 0o644, b"127.0.0.1 localhost\n")
+        with pytest.raises(GuestRefused):
+            await Inside(idle_member.guest, idle_member).run("sh")
+    finally:
+        image.rmdir()
+
+
 # ---- what a sandbox's root may not do
 
 

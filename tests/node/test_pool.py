@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from roost.errors import NoCapacity
 from roost.node import member as members
-from roost.node.member import IDLE, Member
+from roost.node.member import Member
 from roost.node.pool import Pool
 from roost.node.runtimes.oci import OciRuntime
 
@@ -81,9 +81,7 @@ async def test_a_pool_fills_is_used_and_fills_again(clean_world: World) -> None:
         assert time.monotonic() - begun < 0.02
         assert counts(pool)[:2] == (1, 1)
         await until(lambda: pool.status().idle == 2)
-        await member.mount([clean_world.image], IDLE)
-        await member.guest.attach("used")
-        member.forget_mounts()
+        await clean_world.attach(member)
         await pool.used(member)
         assert pool.status().busy == 0
         assert not [name for name in clean_world.leftovers() if f"/{member.number}/" in name]

@@ -144,8 +144,8 @@ class Pool:
             self._changed.clear()
             await self._quiet()
             while self._wanted():
-                self._own(self._create())
                 self._creating += 1
+                self._own(self._create(heapq.heappop(self._numbers)))
             if len(self._idle) > self._target():
                 await self._trim()
             else:
@@ -168,8 +168,7 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _create(self) -> None:
-        number = heapq.heappop(self._numbers)
+    async def _create(self, number: int) -> None:
         try:
             member = await members.make(self._ground, number)
         except (RuntimeFailed, GuestLost, GuestRefused, OSError, TimeoutError) as error:
