@@ -22,3 +22,13 @@ def subdomain() -> str:
 def api_token() -> str:
     """A bearer token: 64 lower-case hex characters (256 random bits)."""
     return secrets.token_hex(32)
+
+
+def revision_id() -> str:
+    """An immutable state of a workspace: 16 lower-case hex characters."""
+    return secrets.token_hex(8)
+
+
+def file_id() -> str:
+    """An upload's id: a random UUID, as the Mags API documents it."""
+    return str(uuid.uuid4())

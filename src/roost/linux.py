@@ -6,6 +6,7 @@ those of the calling thread: call such functions in a process that has only one.
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable
 
@@ -46,6 +47,13 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 
+# openat2(2)
+RESOLVE_NO_XDEV = 0x01  # not into another mount
+RESOLVE_NO_MAGICLINKS = 0x02  # not through /proc/PID/fd and its like
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10  # as after a chroot to the directory
+
 # unshare(2), setns(2)
 CLONE_NEWNS = 0x20000
 CLONE_NEWCGROUP = 0x2000000
@@ -61,6 +69,7 @@ _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
 _PR_SET_PDEATHSIG = 1
@@ -80,6 +89,10 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def _checked(name: str, result: int, subject: str = "") -> int:
@@ -125,6 +138,25 @@ def unshare(namespaces: int) -> None:
 def setns(fd: int, namespaces: int = 0) -> None:
     """Enter the namespace behind `fd` (of /proc/PID/ns/…), or those named of the process behind a pidfd."""
     _checked("setns", _libc.setns(ctypes.c_int(fd), ctypes.c_int(namespaces)))
+
+
+def openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
+    """Open what `path` leads to from an open directory, resolved as RESOLVE_ flags allow. The caller closes it.
+
+    Close-on-exec always. EAGAIN: something on the way was renamed meanwhile; try again.
+    """
+    if b"\0" in path:
+        raise OSError(errno.EINVAL, "openat2: a path cannot contain NUL")
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    return _syscall(
+        "openat2",
+        _SYS_OPENAT2,
+        ctypes.c_int(directory),
+        path,
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+        subject=os.fsdecode(path),
+    )
 
 
 def open_tree(path: PathLike, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, at: int = AT_FDCWD) -> int:

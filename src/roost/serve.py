@@ -29,6 +29,7 @@ from roost.jobs.live import LiveJobs
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.settings import ServeSettings
+from roost.workspaces.collection import Collection, Retention
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
@@ -58,8 +59,12 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         async with Database(settings.database) as database, _node(settings) as node:
             await ensure_account(database, first_token)
             placement = SingleNode()
-            async with LiveJobs(database, key, node, placement) as live:
-                plane = ControlPlane(database, Tokens(database), live, placement, Images(node), node)
+            retention = Retention(settings.keep_revisions, settings.keep_days)
+            async with (
+                LiveJobs(database, key, node, placement) as live,
+                Collection(database, node, live.link, live.unrecorded, retention) as collection,
+            ):
+                plane = ControlPlane(database, Tokens(database), live, placement, Images(node), node, collection)
                 await _run(plane, listener)
 
 

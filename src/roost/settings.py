@@ -12,6 +12,8 @@ class ServeSettings:
     node_socket: Path
     host: str = "127.0.0.1"
     port: int = 8484  # 0: any free one, told in the log event `serve.listening`
+    keep_revisions: int = 20  # of each workspace, the newest
+    keep_days: int = 30  # that a revision, or a local workspace, is kept; 0: for ever
 
     @property
     def database(self) -> Path:

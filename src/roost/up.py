@@ -44,6 +44,8 @@ class UpSettings:
     max_pool_size: int
     user: str
     hello: bool
+    keep_revisions: int
+    keep_days: int
 
 
 def run(settings: UpSettings) -> None:
@@ -140,9 +142,10 @@ def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
     return [*command, "--runtime", settings.runtime] if settings.runtime else command
 
 
-def serve_command(state: Path, claimed: Instance, address: tuple[str, int]) -> list[str]:
+def serve_command(settings: UpSettings, claimed: Instance, address: tuple[str, int]) -> list[str]:
     host, port = address
-    command = [*roost(), "serve", "--state", f"{state / 'serve'}", "--node-socket", f"{claimed.node_socket}"]
+    command = [*roost(), "serve", "--state", f"{settings.state / 'serve'}", "--node-socket", f"{claimed.node_socket}"]
+    command += ["--keep-revisions", f"{settings.keep_revisions}", "--keep-days", f"{settings.keep_days}"]
     return [*command, "--host", host, "--port", f"{port}"]
 
 
@@ -186,7 +189,7 @@ async def _supervise(
 
     seen = view.view_of(view.interpreter_paths(), writable=[settings.state / "serve"], shallow=[claimed.runtime_dir])
     for_node = node_command(settings, claimed)
-    for_serve = serve_command(settings.state, claimed, address)
+    for_serve = serve_command(settings, claimed, address)
     node = Program("node", lambda: _launch_node(for_node))
     serve = Program("serve", lambda: _launch_serve(for_serve, credentials.api_token, seen, account))
 

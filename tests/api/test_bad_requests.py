@@ -62,13 +62,19 @@ def refused(answer: httpx.Response, status: int, *words: str) -> None:
         ({"timeout": 0}, ["timeout", "1 to 86400"]),
         ({"timeout_seconds": 86_401}, ["timeout", "1 to 86400"]),
         ({"timeout": 5, "timeout_seconds": 6}, ["timeout", "timeout_seconds"]),
-        ({"persistent": True}, ["persistent", "next release"]),
-        ({"workspace_id": "w"}, ["workspace_id", "next release"]),
-        ({"base_workspace_id": "w"}, ["base_workspace_id", "next release"]),
-        ({"no_sleep": True}, ["no_sleep", "next release"]),
-        ({"no_sync": True}, ["no_sync", "next release"]),
-        ({"startup_command": "x"}, ["startup_command", "next release"]),
-        ({"file_ids": ["f"]}, ["file_ids", "next release"]),
+        ({"ephemeral": True, "workspace_id": "w"}, ["ephemeral", "workspace_id"]),
+        ({"ephemeral": True, "persistent": True}, ["ephemeral", "persistent"]),
+        ({"no_sleep": True}, ["no_sleep", "persistent: true"]),
+        ({"startup_command": "x"}, ["startup_command", "persistent: true"]),
+        ({"startup_command": "x" * 70_000, "persistent": True}, ["startup_command", "64 KiB"]),
+        ({"workspace_id": "a/b"}, ["workspace_id", "slash"]),
+        ({"workspace_id": 7}, ["workspace_id", "string"]),
+        ({"workspace_id": "x" * 129}, ["workspace_id", "128"]),
+        ({"base_workspace_id": "w", "workspace_id": "w"}, ["base_workspace_id", "same"]),
+        ({"base_revision": "0" * 16}, ["base_revision", "base_workspace_id"]),
+        ({"file_ids": ["f"]}, ["file_ids", "upload it again"]),
+        ({"file_ids": ["f", "f"]}, ["file_ids", "twice"]),
+        ({"file_ids": "f"}, ["file_ids"]),
         ({"memory": 512}, ["memory", "did you mean 'memory_mb'"]),
         ({"zzzzz": 1}, ["zzzzz", "known are"]),
     ],
@@ -170,7 +176,7 @@ def test_unknown_paths_and_methods_answer_in_the_same_shape(shared: httpx.Client
 
 
 @pytest.mark.parametrize("form", [None, False, "", [], {}])
-def test_absent_forms_of_what_comes_later_are_accepted(shared: httpx.Client, form: object) -> None:
+def test_absent_forms_of_optional_fields_are_accepted(shared: httpx.Client, form: object) -> None:
     types = {type(None): ["persistent", "workspace_id", "file_ids", "no_sleep"], bool: ["persistent", "no_sync"]}
     types |= {str: ["workspace_id", "startup_command", "name"], list: ["file_ids"], dict: ["environment"]}
     body = {"script": "true", "type": "inline", "ephemeral": True} | dict.fromkeys(types[type(form)], form)

@@ -11,6 +11,21 @@ from conftest import TOKEN, Served, launch, serving
 from roost.db import migrate
 
 JOBS = "/api/v1/mags-jobs"
+OLDER = (  # back to schema 0001
+    "DROP INDEX one_writer",
+    "DROP INDEX jobs_by_workspace",
+    "DROP TABLE files",
+    "DROP TABLE revisions",
+    "DROP TABLE workspaces",
+    *(
+        f"ALTER TABLE jobs DROP COLUMN {name}"
+        for name in (
+            "workspace", "base_workspace", "base_revision", "start_revision", "save_revision", "persistent", "no_sync",
+            "no_sleep", "startup_command", "file_ids",
+        )
+    ),
+    "UPDATE alembic_version SET version_num = '0001'",
+)  # fmt: skip
 SECRET = "correct-horse-battery-staple"
 
 
@@ -29,6 +44,37 @@ def test_an_accepted_job_survives_kill_9(state: Path) -> None:
                 assert client.get(f"{JOBS}/kept/status").json()["request_id"] == job
         finally:
             served.kill()
+
+
+def test_a_workspace_and_its_lock_survive_kill_9(state: Path) -> None:
+    served = serving(state)
+    with served.client() as client:
+        job = client.post(JOBS, json={"script": "echo hi", "workspace_id": "w"}).json()["request_id"]
+    served.kill()
+    served = serving(state)
+    with served.client() as client:
+        refusal = client.post(JOBS, json={"script": "echo hi", "workspace_id": "w"})
+        assert refusal.status_code == 409
+        assert job in refusal.json()["error"]
+        assert client.get(f"{JOBS}/w/status").json()["workspace_id"] == "w"
+        client.post(f"{JOBS}/{job}/stop")
+        assert client.post(JOBS, json={"script": "echo hi", "workspace_id": "w"}).status_code == 202
+    served.kill()
+
+
+def test_a_database_of_the_first_schema_is_brought_up_with_its_jobs(state: Path) -> None:
+    served = serving(state)
+    with served.client() as client:
+        job = client.post(JOBS, json={"script": "echo hi", "name": "old"}).json()["request_id"]
+    served.stop()
+    with sqlite3.connect(state / "roost.db") as database:
+        for statement in OLDER:
+            database.execute(statement)
+    served = serving(state)
+    with served.client() as client:
+        assert client.get(f"{JOBS}/old/status").json()["request_id"] == job
+        assert client.post(JOBS, json={"script": "true", "workspace_id": "w"}).status_code == 202
+    assert served.stop() == 0
 
 
 def test_a_stop_survives_kill_9(state: Path) -> None:

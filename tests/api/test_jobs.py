@@ -122,6 +122,9 @@ def test_the_openapi_document_describes_every_route(shared: httpx.Client) -> Non
     assert {"get", "post"} <= document["paths"]["/api/v1/mags-jobs"].keys()
     for path in ("/{id}/status", "/{id}/logs", "/{id}/stop", "/{id}/exec", "/{id}", "/pool-status"):
         assert f"/api/v1/mags-jobs{path}" in document["paths"]
+    for path in ("", "/{id}", "/{id}/revisions", "/{id}/restore", "/{id}/check", "/{id}/files", "/{id}/files/{path}"):
+        assert f"/api/v1/mags-workspaces{path}" in document["paths"]
+    assert "/api/v1/mags-files" in document["paths"]
     text = httpx.get(f"{shared.base_url}/openapi.json").text
     for name in set(re.findall(r'"#/components/schemas/([^"]+)"', text)):
         assert name in document["components"]["schemas"]

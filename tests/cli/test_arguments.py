@@ -36,6 +36,7 @@ def test_only_what_was_asked_for_is_sent() -> None:
 
 def test_options_have_their_names_of_the_wire() -> None:
     options = {"name": "n", "timeout": 5, "image": "alpine", "memory": 64, "vcpus": 0.5, "disk": 3}
+    options |= {"workspace": "w", "base": "b", "persistent": True}
     assert submission("true", ("A=1", "B=x=y", "C="), **options) == {
         "script": "true",
         "type": "inline",
@@ -45,6 +46,9 @@ def test_options_have_their_names_of_the_wire() -> None:
         "memory_mb": 64,
         "vcpus": 0.5,
         "disk_gb": 3,
+        "workspace_id": "w",
+        "base_workspace_id": "b",
+        "persistent": True,
         "environment": {"A": "1", "B": "x=y", "C": ""},
     }
 

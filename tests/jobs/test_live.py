@@ -1,121 +1,17 @@
 """Jobs from acceptance to their end, with a node that lives in memory and does what it is told.
 
-The node here keeps the protocol's promises (starting the same id again changes nothing, events begin with all that
-exists); it stands for the program on the other side of the socket, which the e2e tests run for real.
+It stands for the program on the other side of the socket, which the e2e tests run for real.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from roost.db import migrate, secret
-from roost.db.database import Database
-from roost.db.schema import accounts
-from roost.errors import NoCapacity, NodeUnavailable, NotFound, SetupMissing
-from roost.jobs import job as jobs
-from roost.jobs.job import Job, Order, Work
-from roost.jobs.live import LiveJobs
-from roost.node.protocol import VERSION, Event, NodeInfo, PoolStatus, SandboxState, Snapshot, StartSandbox, StopSandbox
-from roost.sandboxes.placement import Machine, SingleNode
-
-
-class Node:
-    """A node in memory."""
-
-    def __init__(self) -> None:
-        self.up = True
-        self.protocol = VERSION
-        self.room = 1000
-        self.states: dict[str, SandboxState] = {}
-        self.scripts: dict[str, bytes] = {}
-        self.started: list[str] = []  # scripts, in order
-        self.environments: list[dict[str, str]] = []
-        self.stops: list[str] = []
-        self.listeners: list[asyncio.Queue[SandboxState | None]] = []
-
-    async def __aenter__(self) -> "Node":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    def reach(self) -> None:
-        if not self.up:
-            raise NodeUnavailable("the node does not answer")
-
-    def go(self) -> None:
-        """The node's program dies; its sandboxes live on."""
-        self.up = False
-        for listener in self.listeners:
-            listener.put_nowait(None)
-
-    def tell(self, state: SandboxState) -> SandboxState:
-        self.states[state.id] = state
-        for listener in self.listeners:
-            listener.put_nowait(state)
-        return state
-
-    def end(
-        self, vm_id: str, cause: Any = "exited", exit_code: int | None = 0, reason: str | None = None
-    ) -> SandboxState:
-        ended = SandboxState(
-            id=vm_id, phase="ended", started_ns=10**18, script_ended_ns=10**18 + 5_000_000, exit_code=exit_code,
-            cause=cause, reason=reason, ended_ns=10**18 + 6_000_000,
-        )  # fmt: skip
-        return self.tell(ended)
-
-    async def info(self) -> NodeInfo:
-        self.reach()
-        pool = PoolStatus(idle=3, busy=0, creating=0, min_size=3, max_size=0)
-        return NodeInfo(
-            version="x", protocol=self.protocol, runtime="memory", cgroup="v1", cpus=2, memory_mb=4000,
-            memory_available_mb=4000, pool=pool,
-        )  # fmt: skip
-
-    async def start(self, vm_id: str, wanted: StartSandbox) -> SandboxState:
-        self.reach()
-        if vm_id in self.states:
-            return self.states[vm_id]
-        if len([state for state in self.states.values() if state.phase != "ended"]) >= self.room:
-            raise NoCapacity("full")
-        if wanted.image == "missing":
-            raise NotFound("there is no image 'missing'")
-        self.started.append(wanted.script.decode())
-        self.environments.append(wanted.environment)
-        return self.tell(SandboxState(id=vm_id, phase="running", started_ns=10**18))
-
-    async def stop(self, vm_id: str, wanted: StopSandbox) -> SandboxState:
-        self.reach()
-        if vm_id not in self.states:
-            raise NotFound("no such sandbox")
-        if self.states[vm_id].phase == "ended":
-            return self.states[vm_id]
-        self.stops.append(vm_id)
-        return self.end(vm_id, "stopped", 143, wanted.reason)
-
-    async def forget(self, vm_id: str) -> None:
-        self.reach()
-        if self.states.pop(vm_id, None) is None:
-            raise NotFound("no such sandbox")
-
-    async def events(self) -> AsyncIterator[Event]:
-        self.reach()
-        listener: asyncio.Queue[SandboxState | None] = asyncio.Queue()
-        self.listeners.append(listener)
-        for state in list(self.states.values()):
-            yield Event(state=state)
-        yield Event(snapshot=Snapshot(sandboxes=len(self.states)))
-        while (state := await listener.get()) is not None:
-            yield Event(state=state)
-        self.listeners.remove(listener)
-        raise NodeUnavailable("the node went away")
-
-
-Open = Callable[[], Any]
+from roost.db import migrate
+from roost.errors import NodeUnavailable, SetupMissing
+from roost.node.protocol import VERSION, SandboxState
+from tests.jobs.memory_node import Node, Open, ended, opener, order, reread, until
 
 
 @pytest.fixture
@@ -124,47 +20,9 @@ async def node() -> Node:
 
 
 @pytest.fixture
-async def opened(tmp_path: Path, node: Node) -> AsyncIterator[Open]:
-    """Starts a control plane's jobs on the same files again and again, as restarts do."""
+async def opened(tmp_path: Path, node: Node) -> Open:
     migrate.upgrade(tmp_path / "roost.db")
-
-    @asynccontextmanager
-    async def open_jobs(memory_mb: int = 4000) -> AsyncIterator[LiveJobs]:
-        async with Database(tmp_path / "roost.db") as database:
-            await database.write(accounts.insert().prefix_with("OR IGNORE").values(id=1, name="a", created_ns=1))
-            placement = SingleNode(Machine(2, memory_mb))
-            key = secret.load(tmp_path / "secret.key")
-            async with LiveJobs(database, key, node, placement) as live:  # type: ignore[arg-type]
-                live.database = database  # type: ignore[attr-defined]
-                yield live
-
-    yield open_jobs
-
-
-def order(script: str = "x", image: str = "standard", memory_mb: int = 100, **environment: str) -> Order:
-    return Order(Work(script.encode(), environment), None, image, 1.0, memory_mb, 2, 300)
-
-
-async def reread(live: LiveJobs, job: Job) -> Job:
-    return await jobs.find(live.database, 1, job.request_id)  # type: ignore[attr-defined]
-
-
-async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Waits for what other tasks bring about, at most five seconds."""
-    async with asyncio.timeout(5):
-        while True:
-            answer = holds()
-            if answer if isinstance(answer, bool) else await answer:
-                return
-            await asyncio.sleep(0.002)
-
-
-async def ended(live: LiveJobs, job: Job) -> Job:
-    async def final() -> bool:
-        return (await reread(live, job)).final
-
-    await until(final)
-    return await reread(live, job)
+    return opener(tmp_path, node)
 
 
 async def test_a_job_runs_and_its_result_is_recorded_before_the_node_forgets(opened: Open, node: Node) -> None:

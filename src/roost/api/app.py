@@ -15,7 +15,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from roost import __version__
-from roost.api import about, errors, images, mags
+from roost.api import about, errors, images, mags, uploads, workspace_files, workspaces
 from roost.api.bodies import MAX_BODY
 from roost.api.plane import ControlPlane
 from roost.errors import RoostError
@@ -30,6 +30,16 @@ ROUTES = [
     mags.logs,  #           GET    /mags-jobs/{id}/logs
     mags.stop,  #           POST   /mags-jobs/{id}/stop
     mags.execute,  #        POST   /mags-jobs/{id}/exec
+    mags.sync,  #           POST   /mags-jobs/{id}/sync
+    uploads.upload,  #      POST   /mags-files
+    workspaces.list_workspaces,  # GET    /mags-workspaces
+    workspaces.remove,  #   DELETE /mags-workspaces/{id}
+    workspaces.list_revisions,  #  GET    /mags-workspaces/{id}/revisions
+    workspaces.restore,  #  POST   /mags-workspaces/{id}/restore
+    workspaces.check,  #    GET    /mags-workspaces/{id}/check
+    workspace_files.read,  # GET   /mags-workspaces/{id}/files/{path}
+    workspace_files.write,  # PUT  /mags-workspaces/{id}/files/{path}
+    workspace_files.remove,  # DELETE /mags-workspaces/{id}/files/{path}
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build

@@ -19,10 +19,12 @@ from roost.api.submission import Submission, order_of
 from roost.clock import rfc3339
 from roost.errors import Conflict, Invalid
 from roost.jobs import job as jobs
-from roost.jobs.job import Job
-from roost.jobs.run import script_ended
+from roost.jobs.job import Job, Order
 from roost.node.protocol import Exec, ExecResult
+from roost.workspaces import revisions, uploads
 
+LOCAL = "Nothing to sync: this workspace is kept on its node, and saved when its job ends"
+SYNC_WITHIN = 25.0  # seconds; clients wait 30 for an answer
 STOP_WITHIN = 20.0  # seconds; clients wait 30 for an answer
 EXEC_OUTPUT = 4_000_000  # bytes; a node's answer holds 4 MiB
 EXEC_TIMEOUT = 30.0  # seconds
@@ -31,7 +33,7 @@ MAX_COMMAND = 128 * 1024 - 1  # bytes: what the kernel takes as one argument
 MAX_PAGE = 1_000_000
 
 Caller = Request[Account, str, State]
-Id = Annotated[str, Parameter(description="Request id or name of a job")]
+Id = Annotated[str, Parameter(description="Request id, name or workspace of a job")]
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -48,6 +50,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sleeping: bool
     subdomain: str
     created_at: str
+    workspace_id: str | None = None
     vm_id: str | None = None
     exit_code: int | None = None
     script_duration_ms: int | None = None
@@ -66,6 +69,12 @@ class JobRecord(JobStatus, frozen=True, kw_only=True, omit_defaults=True):
     memory_mb: int
     disk_gb: int
     timeout_seconds: int
+    base_workspace_id: str | None = None
+    base_revision: str | None = None
+    no_sync: bool = False
+    no_sleep: bool = False
+    startup_command: str | None = None
+    file_ids: list[str] | None = None
 
 
 class JobPage(msgspec.Struct, frozen=True):
@@ -107,8 +116,18 @@ class PoolSize(msgspec.Struct, frozen=True):
 async def submit(request: Caller, plane: Plane, data: Submission) -> Accepted:
     order = order_of(data, plane.placement.machine)
     await plane.images.require(order.image)
+    await _require_files(plane, request.user.id, order)
     job = await plane.live.submit(request.user.id, order)
     return Accepted("Mags job submitted successfully", job.request_id, "accepted")
+
+
+async def _require_files(plane: Plane, account_id: int, order: Order) -> None:
+    """That what the job begins with is there. Raises NotFound, Invalid, Conflict."""
+    keeping = order.keeping
+    if keeping.base_workspace is not None:
+        await revisions.require_base(plane.database, account_id, keeping.base_workspace, keeping.base_revision)
+    if order.file_ids:
+        await uploads.require(plane.database, account_id, list(order.file_ids))
 
 
 @get("/mags-jobs", summary="List jobs, newest first")
@@ -142,6 +161,12 @@ async def show(request: Caller, plane: Plane, id: Id) -> JobRecord:
         memory_mb=job.memory_mb,
         disk_gb=job.disk_gb,
         timeout_seconds=job.timeout_seconds,
+        base_workspace_id=job.base_workspace,
+        base_revision=job.base_revision,
+        no_sync=job.no_sync,
+        no_sleep=job.no_sleep,
+        startup_command=job.startup_command,
+        file_ids=job.file_ids,
     )
 
 
@@ -193,6 +218,21 @@ async def stop(request: Caller, plane: Plane, id: Id) -> Stopped:
 
 
 @post(
+    "/mags-jobs/{id:str}/sync",
+    status_code=200,
+    summary="Save a running job's workspace now",
+    description=(
+        "Answers when the save is durable, or after 25 seconds, when it goes on by itself. A local workspace (no "
+        "`persistent`, or `no_sync`) is saved when its job ends, which the answer says."
+    ),
+)
+async def sync(request: Caller, plane: Plane, id: Id) -> Stopped:
+    job = plane.live.as_now(await jobs.find(plane.database, request.user.id, id))
+    local = await plane.live.sync(job, SYNC_WITHIN) == "local"
+    return Stopped(True, LOCAL if local else "Sync initiated")
+
+
+@post(
     "/mags-jobs/{id:str}/exec",
     status_code=200,
     dto=JsonBody,
@@ -203,7 +243,7 @@ async def execute(request: Caller, plane: Plane, id: Id, data: Command) -> Comma
     call = exec_of(data)
     job = await jobs.find(plane.database, request.user.id, id)
     run = plane.live.run_of(job)
-    if run is None or run.state is None or script_ended(run.state):
+    if run is None or not run.serves:
         job = await jobs.find(plane.database, request.user.id, job.request_id)
         raise Conflict(f"job {job.name!r} is not running (status: {job.status}); exec needs a running job")
     return _command_result(await plane.node.exec(job.vm_id, call))
@@ -246,9 +286,10 @@ def _status_fields(job: Job) -> dict[str, Any]:
         "request_id": job.request_id,
         "name": job.name,
         "status": job.status,
-        "persistent": False,
+        "persistent": job.persistent,
         "sleeping": False,
         "subdomain": job.subdomain,
+        "workspace_id": job.workspace,
         "created_at": rfc3339(job.created_ns),
         "vm_id": job.vm_id if attached else None,
         "exit_code": job.exit_code,

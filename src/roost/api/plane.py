@@ -10,6 +10,7 @@ from roost.db.database import Database
 from roost.jobs.live import LiveJobs
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
+from roost.workspaces.collection import Collection
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
@@ -23,6 +24,7 @@ class ControlPlane:
     placement: Placement
     images: Images
     node: "NodeClient"
+    collection: Collection
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -9,8 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from roost.errors import Invalid, TooLarge
-from roost.jobs.job import Order, Work
+from roost.jobs.job import Keeping, Order, Work
 from roost.sandboxes.placement import Machine
+from roost.workspaces.workspace import split
 
 MAX_SCRIPT = 1024 * 1024  # bytes
 MAX_NAME = 128  # characters
@@ -25,15 +26,8 @@ MEMORY_MB = 1024
 DISK_GB = 2
 TIMEOUT = 300  # seconds
 MAGIC_GB = {"2": 2048, "4": 4096}  # the tiers that clients ask for with __MAGS_MEM_GB
-LATER = {
-    "workspace_id": "workspaces come with the next release",
-    "base_workspace_id": "workspaces come with the next release",
-    "persistent": "persistent jobs come with the next release",
-    "no_sleep": "persistent jobs, which it is for, come with the next release",
-    "no_sync": "persistent jobs, which it is for, come with the next release",
-    "startup_command": "persistent jobs, which it is for, come with the next release",
-    "file_ids": "file uploads come with the next release",
-}
+MAX_FILES = 64
+MAX_COMMAND = 64 * 1024  # bytes
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -54,16 +48,24 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_gb: Annotated[int | None, _note("1 to 64; default 2")] = None
     vcpus: Annotated[float | None, _note("0.1 to the machine's; default 2")] = None
     memory_mb: Annotated[int | None, _note("32 to 90 % of the machine's; default 1024")] = None
-    timeout: Annotated[int | None, _note("Seconds, 1 to 86400; default 300")] = None
+    timeout: Annotated[int | None, _note("Seconds, 1 to 86400; default 300, or none when persistent")] = None
     timeout_seconds: Annotated[int | None, _note("The same as timeout")] = None
-    ephemeral: bool | None = None
-    persistent: Annotated[bool | None, _note("Not yet supported")] = None
-    workspace_id: Annotated[str | None, _note("Not yet supported")] = None
-    base_workspace_id: Annotated[str | None, _note("Not yet supported")] = None
-    no_sleep: Annotated[bool | None, _note("Not yet supported")] = None
-    no_sync: Annotated[bool | None, _note("Not yet supported")] = None
-    startup_command: Annotated[str | None, _note("Not yet supported")] = None
-    file_ids: Annotated[list[str] | None, _note("Not yet supported")] = None
+    workspace_id: Annotated[
+        str | None, _note("Workspace to begin from and save to; made if it is not there; one job at a time")
+    ] = None
+    base_workspace_id: Annotated[
+        str | None,
+        _note("Workspace to begin from, or NAME@REVISION; never changed. With workspace_id: used while that is empty"),
+    ] = None
+    base_revision: Annotated[str | None, _note("A revision of base_workspace_id; default its newest")] = None
+    persistent: Annotated[
+        bool | None, _note("The sandbox stays when the script has ended, and its workspace goes to the object store")
+    ] = None
+    no_sync: Annotated[bool | None, _note("Keep the workspace on the node only")] = None
+    no_sleep: Annotated[bool | None, _note("Never put the sandbox to sleep; needs persistent")] = None
+    startup_command: Annotated[str | None, _note("Runs when the sandbox wakes; needs persistent")] = None
+    ephemeral: Annotated[bool | None, _note("Nothing is kept; not with workspace_id or persistent")] = None
+    file_ids: Annotated[list[str] | None, _note("Uploads to place in /root before the script; at most 64")] = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,6 @@ class Magic:
 
 def order_of(submission: Submission, machine: Machine) -> Order:
     """Raises Invalid, and TooLarge for a script beyond its limit."""
-    _refuse_what_comes_later(submission)
     magic = _magic(submission.environment or {})
     image = _agreed("rootfs_type", submission.rootfs_type or None, "__MAGS_ROOTFS_TYPE", magic.image)
     memory = _agreed("memory_mb", submission.memory_mb, "__MAGS_MEM_GB", magic.memory_mb)
@@ -90,14 +91,64 @@ def order_of(submission: Submission, machine: Machine) -> Order:
         vcpus=_within("vcpus", submission.vcpus, MIN_VCPUS, machine.cpus, min(VCPUS, machine.cpus)),
         memory_mb=_within("memory_mb", memory, MIN_MEMORY_MB, most_memory, min(MEMORY_MB, most_memory)),
         disk_gb=_within("disk_gb", submission.disk_gb, 1, MAX_DISK_GB, DISK_GB),
-        timeout_seconds=_within("timeout", timeout, 1, MAX_TIMEOUT, TIMEOUT),
+        timeout_seconds=_within("timeout", timeout, 1, MAX_TIMEOUT, 0 if submission.persistent else TIMEOUT),
+        keeping=_keeping(submission),
+        file_ids=_file_ids(submission.file_ids or []),
     )
 
 
-def _refuse_what_comes_later(submission: Submission) -> None:
-    for field, reason in LATER.items():
-        if getattr(submission, field):
-            raise Invalid(f"{field} is not supported by this version of Roost: {reason}; leave it out")
+def _keeping(submission: Submission) -> Keeping:
+    """Empty values count as absent, for clients send them."""
+    _refuse_contradictions(submission)
+    persistent = bool(submission.persistent)
+    own = submission.workspace_id or None
+    base, revision = split(submission.base_workspace_id) if submission.base_workspace_id else (None, None)
+    if own is not None and own == base:
+        raise Invalid("base_workspace_id: the same as workspace_id; leave it out to go on from what is there")
+    return Keeping(
+        workspace=None if own is None else workspace_name("workspace_id", own),
+        base_workspace=None if base is None else workspace_name("base_workspace_id", base),
+        base_revision=_agreed("base_revision", submission.base_revision or None, "base_workspace_id", revision),
+        persistent=persistent,
+        no_sync=bool(submission.no_sync),
+        no_sleep=bool(submission.no_sleep),
+        startup_command=_startup_command(submission.startup_command or None),
+    )
+
+
+def _refuse_contradictions(submission: Submission) -> None:
+    if submission.ephemeral:
+        for field in ("workspace_id", "persistent"):
+            if getattr(submission, field):
+                raise Invalid(f"ephemeral: cannot go with {field}, which keeps something; leave one of them out")
+    if not submission.persistent:
+        for field in ("no_sleep", "startup_command"):
+            if getattr(submission, field):
+                raise Invalid(f"{field}: needs persistent: true; other jobs end with their script and never sleep")
+    if submission.base_revision and not submission.base_workspace_id:
+        raise Invalid("base_revision: needs base_workspace_id, the workspace that it is a revision of")
+
+
+def workspace_name(field: str, name: str) -> str:
+    """Raises Invalid."""
+    _check_name(field, name)
+    if split(name)[1] is not None:
+        raise Invalid(f"{field}: may not end like a revision ('@' and 16 hex digits)")
+    return name
+
+
+def _startup_command(command: str | None) -> str | None:
+    if command is not None and ("\0" in command or len(command.encode()) > MAX_COMMAND):
+        raise Invalid("startup_command: at most 64 KiB, none of it NUL")
+    return command
+
+
+def _file_ids(file_ids: list[str]) -> tuple[str, ...]:
+    if len(file_ids) > MAX_FILES:
+        raise Invalid(f"file_ids: {len(file_ids)} files; at most {MAX_FILES}: put more of them into one archive")
+    if len(set(file_ids)) != len(file_ids):
+        raise Invalid("file_ids: the same file twice; name it once")
+    return tuple(file_ids)
 
 
 def _script(submission: Submission) -> bytes:
@@ -119,13 +170,17 @@ def _script(submission: Submission) -> bytes:
 def _name(name: str | None) -> str | None:
     if not name:
         return None
-    if len(name) > MAX_NAME:
-        raise Invalid(f"name: {len(name)} characters; at most {MAX_NAME}")
-    if "/" in name or name in (".", "..") or not name.strip():
-        raise Invalid("name: may not be blank, '.' or '..', nor hold a slash, since it is used in URLs")
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-        raise Invalid("name: may not hold line breaks or other control characters")
+    _check_name("name", name)
     return name
+
+
+def _check_name(field: str, name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise Invalid(f"{field}: {len(name)} characters; at most {MAX_NAME}")
+    if "/" in name or name in (".", "..") or not name.strip():
+        raise Invalid(f"{field}: may not be blank, '.' or '..', nor hold a slash, since it is used in URLs")
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+        raise Invalid(f"{field}: may not hold line breaks or other control characters")
 
 
 def _image(name: str) -> str:
@@ -157,7 +212,7 @@ def _magic(environment: dict[str, str]) -> Magic:
         elif name in ("__MAGS_IDLE_MIN", "__MAGS_KEEP_ALIVE"):
             raise Invalid(
                 f"environment: {name} is not supported by this version of Roost: "
-                "persistent jobs, which it is for, come with the next release; leave it out"
+                "sleep, which it is for, comes with the next release; leave it out"
             )
         else:
             raise Invalid(f"environment: {name[:80]!r} has no meaning here; names that begin with __MAGS_ are reserved")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from roost.cli.answers import as_json, print_table
 from roost.cli.connection import Api, Interrupted, Json, api_options
-from roost.cli.jobs import as_json, print_table
 from roost.errors import RoostError
 
 IMAGES = "/api/v1/images"

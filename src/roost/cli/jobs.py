@@ -13,14 +13,15 @@ from pathlib import Path
 
 import click
 
+from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.follow import Ending, follow
+from roost.cli.workspaces import upload
 from roost.errors import Invalid, RoostError
 
 JOBS = "/api/v1/mags-jobs"
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-as_json = click.option("--json", "raw", is_flag=True, help="Print the API's answer as JSON.")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -32,30 +33,54 @@ as_json = click.option("--json", "raw", is_flag=True, help="Print the API's answ
 @click.option("--memory", type=click.IntRange(min=1), metavar="MB", help="Memory limit.")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), metavar="N", help="CPU limit.")
 @click.option("--disk", type=click.IntRange(min=1), metavar="GB", help="Disk limit (2).")
+@click.option("-w", "--workspace", metavar="NAME", help="Begin from this workspace and save to it.")
+@click.option("--base", metavar="NAME", help="Begin from this workspace (or NAME@REVISION), which stays as it is.")
+@click.option("-p", "--persistent", is_flag=True, default=None, help="Keep the sandbox until `roost stop`.")
+@click.option(
+    "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Upload a file into /root; repeatable.",
+)  # fmt: skip
 @as_json
 @api_options
-def run(api: Api, script: str, pairs: tuple[str, ...], raw: bool, **options: object) -> None:
+def run(api: Api, script: str, pairs: tuple[str, ...], files: tuple[Path, ...], raw: bool, **options: object) -> None:
     """Run a script in a new sandbox, show its output as it comes, and end with its exit status.
 
-    SCRIPT is shell text, the name of a file that holds it, or - for standard input. Ctrl-C stops the job.
+    SCRIPT is shell text, the name of a file that holds it, or - for standard input. Ctrl-C stops the job. With -p the
+    command prints the job's id and ends, and the sandbox stays.
     """
     body = submission(read_script(script), pairs, **options)
-    job = str(api.call("POST", JOBS, body)["request_id"])
+    if files:
+        body["file_ids"] = [upload(api, file) for file in files]
+    accepted = api.call("POST", JOBS, body)
+    job = str(accepted["request_id"])
+    if options.get("persistent"):
+        return _leave(job, accepted, raw)
     try:
         ending = follow(api, f"{_path(job)}/logs", _discard if raw else _show)
     except KeyboardInterrupt:
         _stop_interrupted(api, job)
         sys.exit(INTERRUPTED)
     if raw:
-        _print_json(api.call("GET", f"{_path(job)}/status"))
+        print_json(api.call("GET", f"{_path(job)}/status"))
     elif ending.error:
         click.echo(f"roost: {ending.error}", err=True)
     sys.exit(exit_status(ending))
 
 
+def _leave(job: str, accepted: Json, raw: bool) -> None:
+    if raw:
+        return print_json(accepted)
+    click.echo(job)
+    click.echo(f"roost: follow it with `roost logs -f {job}`, end it with `roost stop {job}`", err=True)
+    return None
+
+
 def submission(script: str, pairs: tuple[str, ...], **options: object) -> dict[str, object]:
     """The body of POST mags-jobs; what was not asked for is left to the server."""
-    names = {"image": "rootfs_type", "memory": "memory_mb", "disk": "disk_gb"}
+    names = {
+        "image": "rootfs_type", "memory": "memory_mb", "disk": "disk_gb", "workspace": "workspace_id",
+        "base": "base_workspace_id",
+    }  # fmt: skip
     asked = {names.get(name, name): value for name, value in options.items() if value is not None}
     body: dict[str, object] = {"script": script, "type": "inline", **asked}
     if pairs:
@@ -129,10 +154,10 @@ def list_jobs(api: Api, page: int, page_size: int, raw: bool) -> None:
     """List jobs, the newest first."""
     answer = api.call("GET", f"{JOBS}?page={page}&page_size={page_size}")
     if raw:
-        return _print_json(answer)
-    keys = ("request_id", "status", "exit_code", "created_at", "name")
-    rows = [[_word(job.get(key)) for key in keys] for job in answer["jobs"]]
-    print_table(["ID", "STATUS", "EXIT", "CREATED", "NAME"], rows)
+        return print_json(answer)
+    keys = ("request_id", "status", "exit_code", "created_at", "workspace_id", "name")
+    rows = [[word(job.get(key)) for key in keys] for job in answer["jobs"]]
+    print_table(["ID", "STATUS", "EXIT", "CREATED", "WORKSPACE", "NAME"], rows)
     return None
 
 
@@ -144,9 +169,9 @@ def status(api: Api, job: str, raw: bool) -> None:
     """Show one job, by its id or name."""
     answer = api.call("GET", f"{_path(job)}/status")
     if raw:
-        return _print_json(answer)
+        return print_json(answer)
     for key, value in answer.items():
-        click.echo(f"{key + ':':<20}{_word(value)}")
+        click.echo(f"{key + ':':<20}{word(value)}")
     return None
 
 
@@ -164,7 +189,7 @@ def logs(api: Api, job: str, following: bool, raw: bool) -> None:
         return None
     answer = api.call("GET", f"{_path(job)}/logs")
     if raw:
-        return _print_json(answer)
+        return print_json(answer)
     for entry in answer["logs"]:
         click.echo(entry["message"], err=entry.get("source") != "stdout")
     return None
@@ -181,7 +206,7 @@ def _show_json(source: str, data: bytes) -> None:
 def stop(api: Api, job: str, raw: bool) -> None:
     """Stop a job and its sandbox."""
     answer = api.call("POST", f"{_path(job)}/stop", timeout=60)
-    _print_json(answer) if raw else click.echo(answer.get("message", "Job stopped"))
+    print_json(answer) if raw else click.echo(answer.get("message", "Job stopped"))
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -199,7 +224,7 @@ def exec_command(api: Api, job: str, command: tuple[str, ...], timeout: int, raw
     body = {"command": text, "timeout": timeout}
     answer = api.call("POST", f"{_path(job)}/exec", body, timeout=timeout + 30)
     if raw:
-        _print_json(answer)
+        print_json(answer)
     else:
         click.echo(answer["stdout"], nl=False)
         click.echo(answer["stderr"], nl=False, err=True)
@@ -216,30 +241,11 @@ def pool(api: Api, raw: bool) -> None:
     """Show the pool of warm sandboxes."""
     answer = api.call("GET", f"{JOBS}/pool-status")
     if raw:
-        return _print_json(answer)
+        return print_json(answer)
     for key, value in answer.items():
-        click.echo(f"{key + ':':<20}{_word(value)}")
+        click.echo(f"{key + ':':<20}{word(value)}")
     return None
 
 
 def _path(job: str) -> str:
     return f"{JOBS}/{urllib.parse.quote(job, safe='')}"
-
-
-def _print_json(answer: Json) -> None:
-    click.echo(json.dumps(answer, indent=2))
-
-
-def _word(value: object) -> str:
-    """A value on one line of a terminal: nothing in it can move the cursor."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "".join(c if c.isprintable() else "?" for c in str(value))
-
-
-def print_table(titles: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
-    for row in [titles, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

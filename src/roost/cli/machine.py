@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -33,12 +33,25 @@ def node_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def serve_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `up` passes on to the control plane."""
+    revisions, days = click.IntRange(min=1), click.IntRange(min=0)
+    options = (
+        click.option("--keep-revisions", type=revisions, default=20, show_default=True, help="Of each workspace."),
+        click.option("--keep-days", type=days, default=30, show_default=True, help="Age of revisions; 0: any."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.option("--state", type=DIRECTORY, default=DEFAULT_STATE, show_default=True, help="What Roost keeps.")
 @click.option("--listen", default="127.0.0.1:8484", show_default=True, metavar="HOST:PORT")
 @click.option("--user", default="roost", show_default=True, help="Whom the control plane runs as.")
 @click.option("--hello", is_flag=True, help="Run a first job when everything is up.")
 @node_options
+@serve_options
 def up(state: Path, images: Path, **options: str | int | bool | None) -> None:
     """Start Roost on this machine, in the foreground; SIGTERM or Ctrl-C stops it."""
     from roost.up import UpSettings, run
@@ -61,14 +74,15 @@ def _as_root() -> NoReturn:
 @click.option("--node-socket", type=click.Path(path_type=Path), required=True)
 @click.option("--host", required=True)
 @click.option("--port", type=int, required=True)
-def serve(state: Path, node_socket: Path, host: str, port: int) -> None:
+@serve_options
+def serve(state: Path, **options: Any) -> None:
     """The control plane. The first account's token comes on standard input."""
     from roost.serve import serve as serve_api
     from roost.settings import ServeSettings
 
     token = sys.stdin.readline().strip()
     with _configured():
-        serve_api(ServeSettings(state_dir=state, node_socket=node_socket, host=host, port=port), token)
+        serve_api(ServeSettings(state_dir=state, **options), token)
 
 
 @click.command(hidden=True)

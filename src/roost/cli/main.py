@@ -22,6 +22,8 @@ COMMANDS = {
     "logs": ("jobs", "logs", "Show a job's output."),
     "stop": ("jobs", "stop", "Stop a job and its sandbox."),
     "exec": ("jobs", "exec_command", "Run a command in a job's sandbox."),
+    "sync": ("workspaces", "sync", "Save a running job's workspace now."),
+    "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
     "image": ("images", "image", "List, import, pull and build images."),
     "serve": ("machine", "serve", None),

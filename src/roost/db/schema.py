@@ -5,6 +5,7 @@ exists, so that asking the node to start it may be repeated after any crash with
 """
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    UniqueConstraint,
     text,
 )
 
@@ -65,8 +67,67 @@ jobs = Table(
     Column("error", String),
     Column("stop_requested", Boolean, nullable=False, server_default=text("0")),
     Column("stopped", Boolean, nullable=False, server_default=text("0")),
+    Column("workspace", String),  # a name: the job outlives the workspace
+    Column("base_workspace", String),
+    Column("base_revision", String),  # of the base, where one was asked for
+    Column("start_revision", String),  # pinned when the job starts: what its files began as
+    Column("save_revision", String),  # chosen at submission: the id under which its end state is saved
+    Column("persistent", Boolean, nullable=False, server_default=text("0")),
+    Column("no_sync", Boolean, nullable=False, server_default=text("0")),
+    Column("no_sleep", Boolean, nullable=False, server_default=text("0")),
+    Column("startup_command", String),
+    Column("file_ids", JSON(none_as_null=True)),  # list of uploads
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running')")),
+    Index("jobs_by_workspace", "account_id", "workspace", "seq"),
+    Index(
+        "one_writer",  # of a workspace at a time: a second submission breaks this, whoever races
+        "account_id",
+        "workspace",
+        unique=True,
+        sqlite_where=text("workspace IS NOT NULL AND status IN ('pending', 'running')"),
+    ),
     sqlite_autoincrement=True,
+)
+
+workspaces = Table(
+    "workspaces",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("head", String),  # a revision; none before the first save
+    Column("persistent", Boolean, nullable=False),  # kept in the object store since a persistent job had it
+    Column("created_ns", BigInteger, nullable=False),
+    Column("used_ns", BigInteger, nullable=False),
+    UniqueConstraint("account_id", "name"),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("workspace_id", Integer, ForeignKey("workspaces.id"), nullable=False),
+    Column("parent", String),  # may be gone, or of another workspace
+    Column("image", String, nullable=False),
+    Column("request_id", String),  # of the job that made it; none for an edit
+    Column("periodic", Boolean, nullable=False),  # the next save of its workspace replaces it
+    Column("size", BigInteger, nullable=False),
+    Column("stored", Boolean, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("revisions_of_workspace", "workspace_id", "created_ns"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("size", BigInteger),  # none until the upload is complete
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Index("files_by_expiry", "expires_ns"),
 )

@@ -4,21 +4,26 @@
 `pending` means that nobody has seen its sandbox start yet, `running` that it has one, the other two are final.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import Row, Select, case, func, insert, or_, select, update
+from sqlalchemy import Executable, Insert, Row, Select, case, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from roost import ids
 from roost.clock import now_ns
-from roost.db.database import Database
+from roost.db.database import Database, Outcome
 from roost.db.schema import jobs
 from roost.db.secret import Secret
 from roost.errors import NotFound
+from roost.node import protocol
+from roost.workspaces import revisions, workspace
 
 Status = Literal["pending", "running", "completed", "error"]
 FINAL = ("completed", "error")
+HEAD_MOVED = "the workspace was changed by somebody else meanwhile; this job's files are its revision {}"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +49,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     stop_requested: bool = False
     stopped: bool = False  # ended because its owner said so
+    workspace: str | None = None  # that its end state is saved to; it is the only writer while it has not ended
+    base_workspace: str | None = None  # that it began from, if its workspace was empty
+    base_revision: str | None = None  # of the base; None: its head at the start
+    save_revision: str | None = None  # the id of its final save
+    persistent: bool = False  # its sandbox stays until it is stopped
+    no_sync: bool = False  # saved on the node alone
+    no_sleep: bool = False
+    startup_command: str | None = None
+    file_ids: list[str] | None = None
+
+    @property
+    def settles_with_sandbox(self) -> bool:
+        """Whether its result is known only when its sandbox has ended, not when its script has."""
+        return self.persistent or self.workspace is not None
 
     @property
     def final(self) -> bool:
@@ -69,6 +88,19 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """What its files begin as, and what becomes of them and of its sandbox."""
+
+    workspace: str | None = None
+    base_workspace: str | None = None
+    base_revision: str | None = None
+    persistent: bool = False
+    no_sync: bool = False
+    no_sleep: bool = False
+    startup_command: str | None = None
+
+
+@dataclass(frozen=True)
 class Order:
     """A request for a job, checked and complete."""
 
@@ -78,7 +110,9 @@ class Order:
     vcpus: float
     memory_mb: int
     disk_gb: int
-    timeout_seconds: int
+    timeout_seconds: int  # 0: none
+    keeping: Keeping = Keeping()
+    file_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +145,12 @@ def _job(row: Row[Any]) -> Job:
 
 
 async def submit(database: Database, secret: Secret, account_id: int, order: Order) -> Job:
-    """Durable on return: the job will end finished, whatever happens to us. Raises StateUnwritable."""
+    """Durable on return: the job will end finished, whatever happens to us.
+
+    Raises StateUnwritable; Conflict when another job writes to its workspace.
+    """
     request_id = ids.request_id()
+    keeping = order.keeping
     told: dict[str, Any] = {
         "request_id": request_id,
         "account_id": account_id,
@@ -126,11 +164,29 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
         "disk_gb": order.disk_gb,
         "timeout_seconds": order.timeout_seconds,
         "created_ns": now_ns(),
+        **dataclasses.asdict(keeping),
+        "save_revision": ids.revision_id() if keeping.workspace else None,
+        "file_ids": list(order.file_ids) or None,
     }
     sealed = _seal(secret, order.work.environment, request_id)
     row = insert(jobs).values(**told, script=order.work.script, environment=sealed)
-    (outcome,) = await database.write(row)
+    if keeping.workspace is None:
+        (outcome,) = await database.write(row)
+    else:
+        outcome = await _insert_writer(database, account_id, row, keeping.workspace, keeping.persistent)
     return Job(seq=outcome.row_id, **told)
+
+
+async def _insert_writer(database: Database, account_id: int, row: Insert, name: str, persistent: bool) -> Outcome:
+    """The row and its workspace; of several at once, one gets in."""
+    while True:
+        try:
+            return (await database.write(workspace.used(account_id, name, persistent), row))[-1]
+        except IntegrityError:
+            holder = await workspace.writer(database, account_id, name)
+            if holder is not None:
+                raise workspace.in_use(name, holder) from None
+            # it ended between our attempt and our look
 
 
 def _seal(secret: Secret, environment: dict[str, str], request_id: str) -> bytes | None:
@@ -153,18 +209,26 @@ async def script_of(database: Database, job: Job) -> bytes:
 
 
 async def find(database: Database, account_id: int, reference: str) -> Job:
-    """By request id, else by name: a running one first, then one that waits, then the newest. Raises NotFound."""
+    """By request id, else by name or workspace: a running one first, then one that waits, then the newest.
+
+    Among equals a name counts before a workspace. Raises NotFound.
+    """
     liveness = case((jobs.c.status == "running", 0), (jobs.c.status == "pending", 1), else_=2)
     query = (
         _jobs()
         .where(jobs.c.account_id == account_id)
-        .where(or_(jobs.c.request_id == reference, jobs.c.name == reference))
-        .order_by(case((jobs.c.request_id == reference, 0), else_=1), liveness, jobs.c.seq.desc())
+        .where(or_(jobs.c.request_id == reference, jobs.c.name == reference, jobs.c.workspace == reference))
+        .order_by(
+            case((jobs.c.request_id == reference, 0), else_=1),
+            liveness,
+            case((jobs.c.name == reference, 0), else_=1),
+            jobs.c.seq.desc(),
+        )
         .limit(1)
     )
     rows = await database.read(query)
     if not rows:
-        raise NotFound(f"no job has the id or name {reference!r}")
+        raise NotFound(f"no job has the id, name or workspace {reference!r}")
     return _job(rows[0])
 
 
@@ -199,19 +263,45 @@ def record_running(database: Database, job: Job, started_ns: int) -> None:
     database.write_soon(update(jobs).where(row, pending).values(status="running", started_ns=started_ns))
 
 
-async def record_end(database: Database, job: Job, result: Result) -> None:
-    """Final, and written once: a second result for the same job changes nothing. Raises StateUnwritable."""
+def record_script_end(database: Database, job: Job, exit_code: int | None, script_ended_ns: int | None) -> None:
+    """Of a job that stays when its script has ended. Not waited for: after a crash the node tells it again."""
+    unended = jobs.c.ended_ns.is_(None)
+    row = update(jobs).where(jobs.c.seq == job.seq, unended)
+    database.write_soon(row.values(exit_code=exit_code, script_ended_ns=script_ended_ns))
+
+
+async def record_save(database: Database, job: Job, revision: protocol.Revision, wished: bool = False) -> None:
+    """A save of a sandbox that lives on; `wished` ones stay listed. Raises StateUnwritable."""
+    more = (revisions.asked_for(revision),) if wished else ()
+    await database.write(*revisions.saved(job, revision, final=False), *more)
+
+
+async def record_end(database: Database, job: Job, result: Result, revision: protocol.Revision | None = None) -> None:
+    """Final, and written once: a second result for the same job changes nothing. Raises StateUnwritable.
+
+    With `revision`, the workspace's head moves in the same transaction. If it cannot, because somebody else has moved
+    it, the job ends as an error and the head stays theirs.
+    """
+    status: Any = result.status
+    error: Any = result.error
+    saves: tuple[Executable, ...] = ()
+    if revision is not None and job.workspace is not None:
+        saves = revisions.saved(job, revision, final=True)
+        moved = revisions.is_head(job, revision)
+        status = case((moved, result.status), else_="error")
+        error = case((moved, result.error), else_=HEAD_MOVED.format(revision.id))
     unended = jobs.c.ended_ns.is_(None)
     end = update(jobs).where(jobs.c.seq == job.seq, unended)
     await database.write(
+        *saves,
         end.values(
-            status=result.status,
+            status=status,
             exit_code=result.exit_code,
-            error=result.error,
+            error=error,
             stopped=result.stopped,
             started_ns=func.coalesce(result.started_ns, jobs.c.started_ns),
             script_ended_ns=result.script_ended_ns,
             ended_ns=now_ns(),
             environment=None,
-        )
+        ),
     )

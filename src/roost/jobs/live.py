@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import msgspec
 import structlog
@@ -19,13 +19,15 @@ from structlog.typing import FilteringBoundLogger
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.secret import Secret
-from roost.errors import NoCapacity, NodeUnavailable, NotFound, RoostError, SetupMissing
+from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, RoostError, SetupMissing
 from roost.jobs import job as jobs
 from roost.jobs import run as states
 from roost.jobs.job import Job, Order, Result
-from roost.jobs.run import Means, Move, Run
-from roost.node.protocol import VERSION, NodeInfo, SandboxState, StopSandbox
+from roost.jobs.run import Means, Move, Run, script_ended
+from roost.node.protocol import VERSION, NodeInfo, SandboxState, SaveRequest, StopSandbox
 from roost.sandboxes.placement import Lease, Placement
+from roost.workspaces import revisions
+from roost.workspaces.revisions import Unrecorded
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
@@ -35,6 +37,8 @@ CARRIED_BYTES = 64 * 1024  # a larger script is not kept in memory while its job
 CARRIED_JOBS = 256
 BACKOFF = (0.05, 1.0)  # seconds between attempts to reach the node: the first, the longest
 SHUT_DOWN_LIMIT = 25.0  # seconds for all sandboxes to be stopped when Roost is
+
+Synced: TypeAlias = Literal["saved", "saving", "local"]  # what came of a wish to save
 
 log: FilteringBoundLogger = structlog.get_logger()
 
@@ -71,6 +75,7 @@ class LiveJobs:
     def __init__(self, database: Database, secret: Secret, node: "NodeClient", placement: Placement) -> None:
         self.link = NodeLink()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unrecorded = Unrecorded()
         self._placement = placement
         self._means = Means(database, secret, node, placement, self.link, self._requeue)
         self._runs: dict[str, Run] = {}  # by vm_id
@@ -127,6 +132,34 @@ class LiveJobs:
             return False
         return True
 
+    async def sync(self, job: Job, within: float) -> Synced:
+        """Saves a running job's workspace to the object store; it goes on if that takes longer than `within` seconds.
+
+        A local workspace is saved when its job ends, and only then. Raises Invalid for a job without a workspace,
+        Conflict for one that is not running.
+        """
+        if job.workspace is None:
+            raise Invalid(f"job {job.name!r} has no workspace to save to; submit it with workspace_id")
+        run = self._runs.get(job.vm_id)
+        if run is None or not run.serves:
+            raise Conflict(f"job {job.name!r} is not running (status: {job.status}); what it saved is its workspace")
+        if not (await revisions.pin(self._means.database, run.job)).upload:
+            return "local"
+        saving = self._own(self._save(run))
+        await asyncio.wait({saving}, timeout=within)
+        if saving.done():
+            saving.result()
+            return "saved"
+        saving.add_done_callback(_log_failure)
+        return "saving"
+
+    async def _save(self, run: Run) -> None:
+        async with run.saving:
+            with self.unrecorded.chosen() as revision:
+                wanted = SaveRequest(revision=revision, account=run.job.account_id, upload=True)
+                made = await self._means.node.save(run.job.vm_id, wanted)
+                await jobs.record_save(self._means.database, run.job, made, wished=True)
+
     @property
     def closing(self) -> bool:
         return self._closing
@@ -134,9 +167,13 @@ class LiveJobs:
     def as_now(self, job: Job) -> Job:
         """The job as it is at this moment; the database is told a little later that it runs."""
         run = self._runs.get(job.vm_id)
-        if job.status != "pending" or run is None or run.state is None or run.state.started_ns is None:
+        if job.final or run is None or run.state is None or run.state.started_ns is None:
             return job
-        return msgspec.structs.replace(job, status="running", started_ns=run.state.started_ns)
+        job = msgspec.structs.replace(job, status="running", started_ns=run.state.started_ns)
+        if not (job.persistent and script_ended(run.state)):
+            return job
+        ended = {"exit_code": run.state.exit_code, "script_ended_ns": run.state.script_ended_ns}
+        return msgspec.structs.replace(job, **ended)
 
     def run_of(self, job: Job) -> Run | None:
         """The run of a job that has not ended."""
@@ -217,10 +254,11 @@ class LiveJobs:
     def _carry(self, run: Run, move: Move) -> None:
         self._own(self._carry_out(run, move))
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _carry_out(self, run: Run, move: Move | None) -> None:
         try:
@@ -329,3 +367,8 @@ class LiveJobs:
         for run in self._runs.values():
             run.attached.set()  # nobody waits any longer for what begins after the next start
         log.info("jobs.shut_down", left=len(self._runs), milliseconds=(now_ns() - begun) // 1_000_000)
+
+
+def _log_failure(saving: asyncio.Task[None]) -> None:
+    if not saving.cancelled() and (error := saving.exception()) is not None:
+        log.warning("save.failed", error=str(error))

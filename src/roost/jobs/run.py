@@ -9,9 +9,10 @@ is told to forget it only after its result is durable. `live.py` decides when a 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -20,8 +21,11 @@ from roost.db.secret import Secret
 from roost.errors import NoCapacity, NodeUnavailable, NotFound, RoostError, StateUnwritable
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Result, Status, Work
-from roost.node.protocol import Limits, SandboxState, StartSandbox, StopSandbox
+from roost.node.protocol import File, Limits, SandboxState, SaveRequest, StartSandbox, StopSandbox
 from roost.sandboxes.placement import Lease, Need, Placement
+from roost.workspaces import revisions, uploads
+from roost.workspaces.revisions import Start
+from roost.workspaces.uploads import Upload
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
@@ -31,6 +35,10 @@ STOPPED = "stopped by its owner"
 SHUT_DOWN = "Roost was shut down"
 LOST = "lost: the node no longer knows this sandbox, so its exit status is unknown"
 SHUT_DOWN_GRACE = 2.0  # seconds between TERM and KILL when Roost itself is stopping
+ENDED_ALONE = "the sandbox of this persistent job ended by itself"
+UNSAVED = "the node told of no save of the workspace"
+STAYS = "{}; the workspace stays as it was"
+SYNC_SECONDS = 30  # between the saves of a persistent job; documented
 SHORT = 0.1  # seconds that a script runs before the database is told that it does
 WRITE_AGAIN = 1.0  # seconds until a result that could not be written is tried again
 
@@ -71,6 +79,8 @@ class Run:
         self.stop_requested = job.stop_requested
         self.shutting_down = False
         self.result: Result | None = None
+        self.recorded: str | None = None  # the newest save that the database knows of
+        self.saving = asyncio.Lock()  # one save on demand at a time
         self.news = asyncio.Event()  # state, stop_requested or shutting_down has changed
         self.attached = asyncio.Event()  # there is a sandbox, or never will be
         self.done = asyncio.Event()  # the result is durable
@@ -78,6 +88,20 @@ class Run:
     @property
     def need(self) -> Need:
         return Need(self.job.memory_mb)
+
+    @property
+    def over(self) -> bool:
+        """Whether the job's result is known; the sandbox itself may still be on its way out."""
+        if self.state is None or not self.job.settles_with_sandbox:
+            return self.state is not None and script_ended(self.state)
+        return self.state.phase == "ended"
+
+    @property
+    def serves(self) -> bool:
+        """Whether commands can be run in its sandbox."""
+        if self.state is None or self.state.phase == "ended":
+            return False
+        return self.job.persistent or not script_ended(self.state)
 
     def hear(self, state: SandboxState) -> None:
         """`ended` is final; nothing that arrives late takes it back."""
@@ -108,12 +132,17 @@ async def starting(run: Run, means: Means) -> Move | None:
         return finishing
     try:
         work = run.work or await jobs.work_of(means.database, means.secret, run.job)
+        start, files = await _files_of(run.job, means)
         run.asked = True
-        state = await means.node.start(run.job.vm_id, start_sandbox(run.job, work))
+        state = await means.node.start(run.job.vm_id, start_sandbox(run.job, work, start, files))
     except NoCapacity:
         return _refused(run, means)
     except NodeUnavailable:
         await means.link.again()
+        return starting
+    except StateUnwritable as error:
+        log.warning("job.unpinned", request_id=run.job.request_id, error=str(error))
+        await asyncio.sleep(WRITE_AGAIN)
         return starting
     except RoostError as refusal:
         run.result = Result("error", error=str(refusal))
@@ -132,7 +161,20 @@ def _refused(run: Run, means: Means) -> None:
     means.requeue(run)
 
 
-def start_sandbox(job: Job, work: Work) -> StartSandbox:
+async def _files_of(job: Job, means: Means) -> tuple[Start, list[Upload]]:
+    """What its file system begins with; most jobs begin with nothing, which nobody needs to be asked for."""
+    start, files = Start(None, upload=False), list[Upload]()
+    if job.workspace is not None or job.base_workspace is not None:
+        start = await revisions.pin(means.database, job)
+    if job.file_ids:
+        files = await uploads.of_job(means.database, job.account_id, job.file_ids)
+    return start, files
+
+
+def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> StartSandbox:
+    save = None
+    if job.save_revision is not None:
+        save = SaveRequest(revision=job.save_revision, account=job.account_id, upload=start.upload)
     return StartSandbox(
         image=job.image,
         script=work.script,
@@ -145,27 +187,53 @@ def start_sandbox(job: Job, work: Work) -> StartSandbox:
             pids=PIDS,
             timeout_seconds=job.timeout_seconds,
         ),
+        account=job.account_id,
+        linger=job.persistent,
+        start_from=start.revision,
+        save=save,
+        sync_seconds=SYNC_SECONDS if job.persistent and save is not None and save.upload else 0,
+        files=[File(id=file.id, name=file.name, size=file.size) for file in files],
     )
 
 
 async def running(run: Run, means: Means) -> Move:
-    """Waits for the node to say that the script has ended, or for somebody to stop it."""
+    """Waits for the node to say how the job ended, or for somebody to stop it; records what is saved meanwhile."""
     if not await _ends_at_once(run) and run.job.status == "pending" and run.state is not None:
         jobs.record_running(means.database, run.job, run.state.started_ns or run.job.created_ns)
     while True:
         run.news.clear()
-        if run.state is not None and script_ended(run.state):
+        if run.over:
             return finishing
         if run.stop_requested or run.shutting_down:
             return stopping
+        await _record_news(run, means)
         await run.news.wait()
+
+
+async def _record_news(run: Run, means: Means) -> None:
+    """What a sandbox that lives on has come to: its script's exit, and its saves."""
+    state = run.state
+    if state is None:
+        return
+    if run.job.persistent and script_ended(state) and run.job.script_ended_ns is None:
+        jobs.record_script_end(means.database, run.job, state.exit_code, state.script_ended_ns)
+        ended = {"exit_code": state.exit_code, "script_ended_ns": state.script_ended_ns}
+        run.job = msgspec.structs.replace(run.job, **ended)
+    newest = state.revision
+    if newest is None or newest.id in (run.recorded, run.job.save_revision):
+        return  # the last save goes with the result
+    try:
+        await jobs.record_save(means.database, run.job, newest)
+        run.recorded = newest.id
+    except StateUnwritable as error:  # the next save, or the end, makes up for it
+        log.warning("save.unrecorded", request_id=run.job.request_id, revision=newest.id, error=str(error))
 
 
 async def _ends_at_once(run: Run) -> bool:
     """Most scripts are over within milliseconds: their one write is the result."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SHORT):
-            while not (run.state is not None and script_ended(run.state)):
+            while not run.over:
                 if run.stop_requested or run.shutting_down:
                     return False
                 run.news.clear()
@@ -183,14 +251,17 @@ async def stopping(run: Run, means: Means) -> Move:
         await means.link.again()
     except NotFound:
         run.hear(lost(run.job))
-    return stopping if run.state is None or not script_ended(run.state) else finishing
+    return finishing if run.over else stopping
 
 
 async def finishing(run: Run, means: Means) -> Move | None:
     """Makes the result durable; a full disk delays it and loses nothing, for the node still knows it."""
-    result = run.result or result_of(run.state, run.stop_requested)
+    result = run.result or result_of(run.job, run.state, run.stop_requested)
+    if run.shutting_down and result.error == ENDED_ALONE:
+        result = replace(result, error=SHUT_DOWN)
+    revision = None if run.state is None else run.state.revision
     try:
-        await jobs.record_end(means.database, run.job, result)
+        await jobs.record_end(means.database, run.job, result, revision)
     except StateUnwritable as error:
         log.warning("job.unrecorded", request_id=run.job.request_id, error=str(error))
         await asyncio.sleep(WRITE_AGAIN)
@@ -236,20 +307,39 @@ def lost(job: Job) -> SandboxState:
     return SandboxState(id=job.vm_id, phase="ended", started_ns=job.started_ns, cause="lost", reason=LOST)
 
 
-def result_of(state: SandboxState | None, stop_requested: bool) -> Result:
+def result_of(job: Job, state: SandboxState | None, stop_requested: bool) -> Result:
     """What an ended sandbox means for its job; no state: it was stopped before it had one."""
     if state is None:
         return Result("completed", stopped=True)
-    status, error, stopped = _verdict(state, stop_requested)
+    status, error, stopped = _verdict(job, state, stop_requested)
+    unsaved = _unsaved(job, state)
+    if unsaved is not None and (status == "completed" or state.save_error is not None):
+        status, error = "error", f"{error}; {unsaved}" if error else unsaved
     return Result(status, state.exit_code, error, stopped, state.started_ns, state.script_ended_ns)
 
 
-def _verdict(state: SandboxState, stop_requested: bool) -> tuple[Status, str | None, bool]:
-    if state.cause == "stopped" and stop_requested and state.exit_code is not None:
+def _verdict(job: Job, state: SandboxState, stop_requested: bool) -> tuple[Status, str | None, bool]:
+    if stop_requested and (job.persistent or state.cause == "stopped") and _known(job, state):
         return "completed", None, True
+    if job.persistent and state.cause in ("exited", None):
+        return "error", state.reason or ENDED_ALONE, False
     if state.cause in ("exited", None) and state.exit_code is not None:
         return ("completed" if state.exit_code == 0 else "error"), state.reason, False
     return "error", state.reason or _UNSAID.get(state.cause or "lost", LOST), False
+
+
+def _known(job: Job, state: SandboxState) -> bool:
+    """Whether its end is the one that was asked for, with nothing lost."""
+    return state.exit_code is not None and (not job.persistent or state.cause in ("stopped", "exited"))
+
+
+def _unsaved(job: Job, state: SandboxState) -> str | None:
+    """Why the end state of its files is not the workspace's."""
+    if state.save_error is not None:
+        return STAYS.format(state.save_error)
+    if job.workspace is None or (state.revision is not None and state.revision.id == job.save_revision):
+        return None
+    return STAYS.format(UNSAVED)
 
 
 _UNSAID = {

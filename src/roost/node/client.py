@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
+import yarl
 
 from roost import errors
 from roost.node.protocol import (
@@ -19,6 +21,11 @@ from roost.node.protocol import (
     MAX_STREAM_MESSAGE,
     VERSION,
     BuildImage,
+    Check,
+    Checked,
+    Collect,
+    Collected,
+    Entry,
     Event,
     Exec,
     ExecResult,
@@ -28,15 +35,21 @@ from roost.node.protocol import (
     NodeInfo,
     Progress,
     PullImage,
+    Revision,
     SandboxState,
+    SaveRequest,
     StartSandbox,
     StopSandbox,
+    Stored,
     Wire,
 )
 
 T = TypeVar("T")
 ANSWER = aiohttp.ClientTimeout(total=120, sock_connect=5)  # seconds; a start may wait for a member to be made
+SAVE = aiohttp.ClientTimeout(total=3600, sock_connect=5)  # seconds; a first save may be many gigabytes
+CHUNK = 256 * 1024  # bytes of a file's content passed on at a time
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=5)
+REVISION_ID = 16  # characters
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -113,7 +126,86 @@ class NodeClient:
     async def remove_image(self, name: str) -> None:
         await self._call("DELETE", f"/v1/images/{name}", None)
 
+    # revisions and files
+
+    async def save(self, id: str, request: SaveRequest) -> Revision:
+        """Saves the sandbox as it is now; returns when that is durable."""
+        return await self._call("POST", f"/v1/sandboxes/{id}/save", Revision, request, SAVE)
+
+    async def revision(self, id: str, account: int) -> Revision:
+        """Raises NotFound."""
+        return await self._call("GET", f"/v1/revisions/{id}?account={account}", Revision)
+
+    async def check(self, request: Check) -> Checked:
+        """Looks at every byte if asked to, which takes as long as reading them."""
+        return await self._call("POST", "/v1/revisions/check", Checked, request, SAVE)
+
+    async def collect(self, live: dict[int, list[str]], before_ns: int) -> Collected:
+        """`live` must hold, by account, every revision made before `before_ns` that anybody may still want."""
+        return await self._call(
+            "POST", "/v1/revisions/collect", Collected, Collect(live=live, before_ns=before_ns), SAVE
+        )
+
+    async def put_file(self, id: str, chunks: AsyncIterator[bytes], limit: int) -> int:
+        """Keeps an upload; its size. Raises TooLarge, and whatever `chunks` raises; nothing is kept then."""
+        return (await self._send(f"/v1/files/{id}?limit={limit}", chunks, Stored)).size
+
+    async def remove_file(self, id: str) -> None:
+        """Removing what is not there is no error."""
+        await self._call("DELETE", f"/v1/files/{id}", None)
+
+    async def list_files(self, where: str, account: int, path: str) -> AsyncIterator[Entry]:
+        """What `path` leads to, then, if that is a directory, what is in it. Raises NotFound.
+
+        `where` is a sandbox's id or a revision's; `path` is relative to the root, its bytes as `os.fsdecode` has them.
+        """
+        async for entry in self._stream("GET", _file(where, path, f"view=list&account={account}"), Entry):
+            yield entry
+
+    async def read_file(self, where: str, account: int, path: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`. Raises NotFound, Invalid for what is no file."""
+        asked = f"view=content&start={start}&end={end}&account={account}"
+        async for chunk in self._content(_file(where, path, asked)):
+            yield chunk
+
+    async def tar(self, where: str, account: int, path: str) -> AsyncIterator[bytes]:
+        async for chunk in self._content(_file(where, path, f"view=tar&account={account}")):
+            yield chunk
+
+    async def write_file(self, sandbox: str, path: str, chunks: AsyncIterator[bytes], mode: int) -> None:
+        """Replaces a file whole or not at all. Raises Invalid for a directory, or a path through a file."""
+        await self._send(_file(sandbox, path, f"mode={mode}"), chunks, None)
+
+    async def delete_file(self, sandbox: str, path: str) -> None:
+        await self._call("DELETE", _file(sandbox, path, ""), None)
+
+    async def edit(
+        self, revision: str, save: SaveRequest, path: str, chunks: AsyncIterator[bytes] | None, mode: int = 0o644
+    ) -> Revision:
+        """A new revision, in which the file has these bytes or, without any, is gone. Raises NotFound, Invalid."""
+        asked = f"revision={save.revision}&account={save.account}&upload={int(save.upload)}"
+        if chunks is None:
+            return await self._call("DELETE", _file(revision, path, asked), Revision, timeout=SAVE)
+        return await self._send(_file(revision, path, f"mode={mode}&{asked}"), chunks, Revision)
+
     # transport
+
+    async def _send(self, path: str, chunks: AsyncIterator[bytes], answer: type[T] | None) -> T:
+        """PUTs a stream of bytes. What the stream itself raises is raised here as it is."""
+        outgoing = _Outgoing(chunks)
+        try:
+            async with self._requested("PUT", path, outgoing.chunks(), SAVE) as response:
+                content = await response.read()
+        except errors.NodeUnavailable:
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+        return msgspec.msgpack.decode(content, type=answer) if answer else None  # type: ignore[return-value]
+
+    async def _content(self, path: str) -> AsyncIterator[bytes]:
+        async with self._requested("GET", path, None, STREAM) as response:
+            async for chunk in response.content.iter_chunked(CHUNK):
+                yield chunk
 
     async def _call(
         self,
@@ -146,12 +238,35 @@ class NodeClient:
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         assert self._session
         try:
-            async with self._session.request(method, path, data=body, timeout=timeout) as response:
+            url = yarl.URL(path, encoded=True)  # a path in a guest may hold any bytes, and is quoted already
+            async with self._session.request(method, url, data=body, timeout=timeout) as response:
                 if response.status >= 400:
                     raise await _condition(response)
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError, EOFError, msgspec.DecodeError) as error:
             raise errors.NodeUnavailable(f"the node does not answer: {error!r}") from error
+
+
+class _Outgoing:
+    """A stream on its way to the node that remembers how it failed, which the HTTP client would only paraphrase."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.error: Exception | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _file(where: str, path: str, query: str) -> str:
+    """The call's path. Ids of sandboxes have 8 characters, those of revisions 16."""
+    place = "revisions" if len(where) == REVISION_ID else "sandboxes"
+    return f"/v1/{place}/{where}/files/{quote(path, safe='/', errors='surrogateescape')}?{query}"
 
 
 async def _condition(response: aiohttp.ClientResponse) -> Exception:

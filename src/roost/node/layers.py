@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -19,6 +18,7 @@ import structlog
 from roost import linux
 from roost.errors import NotFound
 from roost.node.canonical import canonicalise, size_of
+from roost.node.depot import Depot
 from roost.node.disk import Disk, Disks, mount_image, unmount
 from roost.node.images import Hold, ImageStore
 from roost.node.protocol import Revision
@@ -27,14 +27,6 @@ DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
 IMAGE_GIB = 64  # of a restored layer's sparse file: the largest disk that a sandbox may have
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-class Depot(Protocol):
-    """Where layers go to and come back from: the object store (`depot.py`)."""
-
-    async def restore(self, revision: str, target: Path) -> Revision:
-        """Fill an empty directory with all that the revision has above its image. Raises NotFound."""
-        ...
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -78,9 +70,9 @@ class Layers:
 
     # what a sandbox starts from
 
-    async def stack(self, revision: str) -> Stack:
+    async def stack(self, account: int, revision: str) -> Stack:
         """Raises NotFound for a revision that is neither here nor in the store."""
-        ids = await self._ids_of(revision)
+        ids = await self._ids_of(account, revision)
         self._pin(ids)
         try:
             lowers = [await self._mounted(id) for id in ids]
@@ -92,9 +84,9 @@ class Layers:
         os.utime(self._image(revision))  # when it was last used
         return Stack(kept.revision, [*lowers, hold.path], self, ids, hold)
 
-    async def _ids_of(self, revision: str) -> list[str]:
+    async def _ids_of(self, account: int, revision: str) -> list[str]:
         if not self._has(revision):
-            await self._restore(revision)
+            await self._restore(account, revision)
         ids: list[str] = []
         at: str | None = revision
         while at is not None:
@@ -143,12 +135,17 @@ class Layers:
         disk.image.rename(self._image(revision.id))
         self._write(Kept(revision, parent))
 
-    def stored(self, id: str) -> None:
+    async def path(self, id: str) -> tuple[Path, str | None]:
+        """Where a layer's files are, and the layer below it."""
+        return await self._mounted(id), self._read(id).parent
+
+    def stored(self, id: str, size: int, stored_bytes: int) -> None:
         """It is in the object store now."""
         kept = self._read(id)
-        self._write(Kept(msgspec.structs.replace(kept.revision, stored=True), kept.parent))
+        revision = msgspec.structs.replace(kept.revision, stored=True, size=size, stored_bytes=stored_bytes)
+        self._write(Kept(revision, kept.parent))
 
-    async def _restore(self, id: str) -> None:
+    async def _restore(self, account: int, id: str) -> None:
         """One layer with everything above the image; half-restored ones have no file beside them and are swept."""
         async with self._mounting.setdefault(id, asyncio.Lock()):
             if self._has(id):
@@ -156,10 +153,19 @@ class Layers:
             point = self._directory / id
             disk = await self._disks.make(f"layer-{id}", point, IMAGE_GIB, owner=0)
             try:
-                revision = await self._depot.restore(id, disk.upper)
+                told = await self._depot.restore(account, id, disk.upper)
             except BaseException:
                 await asyncio.to_thread(disk.remove)
                 raise
+            revision = Revision(
+                id=id,
+                parent=told["parent"],
+                image=told["image"],
+                created_ns=told["time"],
+                size=told["size"],
+                stored=True,
+                stored_bytes=told["stored"],
+            )
             await asyncio.to_thread(self.keep, disk, revision, None)
 
     # room

@@ -104,6 +104,12 @@ class Pool:
         self._busy -= 1
         self._changed.set()
 
+    async def destroyed(self, number: int) -> None:
+        """The same for a member that an earlier node made."""
+        await self._destroy(number)
+        self._busy -= 1
+        self._changed.set()
+
     async def close(self) -> None:
         """Destroys the idle members; those that were taken are their takers'. Who waits is told."""
         self._closing = True

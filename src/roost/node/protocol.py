@@ -16,6 +16,22 @@ the sandbox's id and means "make it so".
     GET    /v1/images                      list of Image
     POST   /v1/images/{name}/import|pull|build          stream of Progress; the last one has `done` or `error`
     DELETE /v1/images/{name}
+    POST   /v1/sandboxes/{id}/save         SaveRequest -> Revision           the same id again answers that one
+    GET    /v1/revisions/{id}?account=N    Revision
+    POST   /v1/revisions/collect           Collect -> Collected
+    POST   /v1/revisions/check             Check -> Checked
+    PUT    /v1/files/{id}?limit=N          the bytes of an upload -> Stored; TooLarge beyond `limit`, nothing is kept
+    DELETE /v1/files/{id}
+    GET    {place}/files/{path}?view=list  stream of Entry: what the path leads to (its name empty), then a directory's
+    GET    {place}/files/{path}?view=content&start=N&end=N     the bytes of a file from `start` to before `end`
+    GET    {place}/files/{path}?view=tar   a tar archive of a directory or file, names relative to it
+    PUT    /v1/sandboxes/{id}/files/{path}?mode=N              the bytes of a file; missing parents are made
+    DELETE /v1/sandboxes/{id}/files/{path}                     a file, a link or a directory with all that is in it
+    PUT    /v1/revisions/{id}/files/{path}?mode=N&revision=ID&account=N&upload=0|1     -> Revision: that file changed
+    DELETE /v1/revisions/{id}/files/{path}?revision=ID&account=N&upload=0|1            -> Revision: without it
+
+{place} is /v1/sandboxes/{id} or /v1/revisions/{id}; for those, `account=N` is asked too. {path} is relative to the root of the file system, percent-encoded
+byte by byte, empty for the root; symbolic links are followed inside that root only. Contents have no envelope.
 
 Errors: status 4xx/5xx with a `Fault` body; `kind` is the name of a class in `roost.errors`.
 """
@@ -50,14 +66,52 @@ class Limits(Wire, frozen=True):
     timeout_seconds: int  # wall clock of the script; 0 = none
 
 
+class SaveRequest(Wire, frozen=True):
+    """Make the files of a sandbox a revision. The caller chooses its id: the same id again is the same save."""
+
+    revision: str  # 16 lower-case hex characters
+    account: int  # chunks are shared within an account only
+    upload: bool  # into the object store; otherwise it is kept on this node's disk alone
+
+
+class Revision(Wire, frozen=True):
+    """An immutable state of a workspace's files."""
+
+    id: str
+    parent: str | None  # what it was made from: the revision it began with, or an earlier save of the same sandbox
+    image: str  # content id of the image below it
+    created_ns: int
+    size: int  # bytes of files above the image, as `du` counts
+    stored: bool  # in the object store, so that any node can restore it
+    stored_bytes: int  # what this save added to the store
+
+
+class File(Wire, frozen=True):
+    """An upload that is placed in a sandbox's /root."""
+
+    id: str
+    name: str  # one path component
+    size: int
+
+
 class StartSandbox(Wire, frozen=True):
-    """Claim a sandbox, give it a root file system and start the script in it."""
+    """Claim a sandbox, give it a root file system and start the script in it.
+
+    `start_from` brings its own image; `image` is for a sandbox that begins empty. The end state is saved, where `save`
+    asks for it, after the script is over or the sandbox is stopped, and before `ended` is told.
+    """
 
     image: str
     script: bytes
     environment: dict[str, str]
     hostname: str
     limits: Limits
+    account: int = 0  # whose revisions and uploads these are
+    linger: bool = False  # it stays when its script has exited, and ends by `stop` only
+    start_from: str | None = None  # id of the revision whose files it begins with; it is not collected while this runs
+    save: SaveRequest | None = None
+    sync_seconds: int = 0  # more than 0: also saved every so many seconds, under ids the node chooses; events tell them
+    files: list[File] = []
 
 
 class SandboxState(Wire, frozen=True):
@@ -76,6 +130,8 @@ class SandboxState(Wire, frozen=True):
     reason: str | None = None
     cause: Cause | None = None
     ended_ns: int | None = None
+    revision: Revision | None = None  # its newest save; with `ended`, the final one
+    save_error: str | None = None  # with `ended`: why the end state could not be saved
 
 
 class Snapshot(Wire, frozen=True):
@@ -161,6 +217,51 @@ class PullImage(Wire, frozen=True):
 class BuildImage(Wire, frozen=True):
     packages: list[str] = []
     suite: str = "bookworm"
+
+
+class Collect(Wire, frozen=True):
+    """Frees what no revision in `live` needs.
+
+    Untouched, whatever `live` says: what a sandbox that the node still knows began with or has saved, and every
+    revision made at `before_ns` or later, because the caller may not have heard of it when it wrote the list.
+    """
+
+    live: dict[int, list[str]]  # by account; accounts that have nothing left are named too
+    before_ns: int
+
+
+class Collected(Wire, frozen=True):
+    bytes_freed: int
+    revisions_removed: int
+
+
+class Check(Wire, frozen=True):
+    """Verify revisions in the object store: all that they name is there, and with `read_data` every byte is right."""
+
+    account: int
+    revisions: list[str]
+    read_data: bool
+
+
+class Checked(Wire, frozen=True):
+    problems: list[str]  # a sentence each; none: all is well
+
+
+class Stored(Wire, frozen=True):
+    size: int
+
+
+class Entry(Wire, frozen=True):
+    """A file, directory or other thing, as `lstat` sees it."""
+
+    name: bytes  # any bytes but "/" and NUL
+    type: Literal["file", "directory", "symlink", "other"]
+    size: int
+    mode: int  # permission bits, 0 to 0o7777
+    mtime_ns: int
+    uid: int = 0
+    gid: int = 0
+    target: bytes | None = None  # of a symbolic link
 
 
 class Progress(Wire, frozen=True):

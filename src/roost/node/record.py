@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from roost.node.protocol import Limits, SandboxState
+from roost.node.protocol import Limits, SandboxState, SaveRequest
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +16,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     member: int | None  # None: not claimed yet, or gone already
     image_content: str
     limits: Limits
+    account: int = 0
+    linger: bool = False
+    start_from: str | None = None
+    save: SaveRequest | None = None
+    sync_seconds: int = 0
 
 
 def boot_id() -> str:

@@ -12,20 +12,24 @@ import errno
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import structlog
 
+from roost import ids
 from roost.clock import now_ns
-from roost.errors import Conflict, NoCapacity
+from roost.errors import Conflict, NoCapacity, RoostError
+from roost.node.disk import Disk
 from roost.node.guest.channel import GuestLost, GuestProcess, GuestRefused
 from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
 from roost.node.images import Hold
 from roost.node.log import LogWriter
 from roost.node.member import Member
 from roost.node.pool import Pool
-from roost.node.protocol import Cause, Exec, ExecResult, Limits, SandboxState, StartSandbox, StopSandbox
+from roost.node.protocol import Cause, Exec, ExecResult, Revision, SandboxState, SaveRequest, StartSandbox, StopSandbox
 from roost.node.record import Record, Records, boot_id
+from roost.node.saver import Saver
 
 SCRIPT = "/run/roost/script"  # on a small file system of guest init's own, so in no workspace
 FIRST_PROCESS = 1  # guest init's number for the script
@@ -57,31 +61,50 @@ def resolver_file(resolvers: tuple[str, ...]) -> bytes:
     return "".join(f"nameserver {address}\n" for address in resolvers).encode()
 
 
+class Lower(Protocol):
+    """What a sandbox stands on: an image (`ImageLower`) or a revision's stack (`layers.Stack`)."""
+
+    @property
+    def lowers(self) -> list[Path]: ...
+
+    def release(self) -> None: ...
+
+
+class ImageLower:
+    def __init__(self, hold: Hold) -> None:
+        self.lowers = [hold.path]
+        self.release = hold.release
+
+
 class Sandbox:
     def __init__(
         self,
         record: Record,
         records: Records,
         pool: Pool,
-        hold: Hold | None,
+        lower: Lower | None,
         log_path: Path,
         changed: Callable[[SandboxState], None],
+        saver: Saver,
     ) -> None:
         self.state = record.state
         self.limits = record.limits
+        self.record = record
         self.log_path = log_path
         self.log: LogWriter | None = None
         self.member: Member | None = None
-        self._image = record.image_content
         self._records = records
         self._pool = pool
-        self._hold = hold
+        self._lower = lower
         self._changed = changed
+        self._saver = saver
         self._script: GuestProcess | None = None
         self._asked = False  # guest init was asked to start the script, so it is never started anew
         self._next_process = FIRST_PROCESS + 1
         self._stop: asyncio.Future[tuple[StopSandbox, Cause]] = asyncio.get_running_loop().create_future()
         self._life: asyncio.Task[None] | None = None
+        self._syncing: asyncio.Task[None] | None = None
+        self._saving = asyncio.Lock()
         self.ended = asyncio.Event()
 
     @property
@@ -116,8 +139,9 @@ class Sandbox:
 
     async def _begin(self, member: Member, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
         self.member = member
-        assert self._hold
-        await member.mount(self._hold.path, self.limits)
+        assert self._lower
+        await member.mount(self._lower.lowers, self.limits)
+        await self._saver.place(request.files, member, self._lower.lowers)
         self._save(self.state)  # from here on a restarted node asks this member's guest init
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
@@ -155,8 +179,13 @@ class Sandbox:
     # life
 
     async def _live(self) -> None:
+        if self.record.sync_seconds and self.record.save:
+            self._syncing = asyncio.create_task(self._keep_synced())
         try:
-            await self._await_end()
+            if self.record.linger and self.state.script_ended_ns is not None:
+                await self._linger()
+            else:
+                await self._await_end()
         except Exception as error:
             log.exception("sandbox.fault", id=self.id)
             await self._fail(f"internal error of the node: {type(error).__name__}")
@@ -178,6 +207,19 @@ class Sandbox:
             await self._over(ending, cause, request.reason)
             return
         await self._over(ending, "exited", None)
+
+    async def _linger(self) -> None:
+        """The script is over, the sandbox stays: until it is stopped, or ends by itself."""
+        assert self.member
+        guest = self.member.guest
+        await asyncio.wait({self._stop, guest.lost}, return_when=asyncio.FIRST_COMPLETED)
+        if self._stop.done() and not guest.lost.done():
+            request, _ = self._stop.result()
+            guest.signal_everyone(signal.SIGTERM)
+            deadline = asyncio.get_running_loop().time() + request.grace_seconds
+            while len(self.member.cgroup.pids()) > 1 and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.05)
+        await self._remove()
 
     def _time_left(self) -> float | None:
         """Of the wall clock, which also runs while the node is down."""
@@ -235,12 +277,69 @@ class Sandbox:
             self._remark(reason)
         await self._become_surely(script_ended_ns=now_ns(), exit_code=exit_code, cause=cause, reason=reason)
         writer.close()
-        member, self.member = self.member, None
+        if self.record.linger and cause == "exited" and not self._stop.done():
+            await self._linger()
+        else:
+            await self._remove()
+
+    async def _remove(self) -> None:
+        """Saves what is to be saved, then nothing is left but the record and the log."""
+        if self._syncing:
+            self._syncing.cancel()
+            await asyncio.gather(self._syncing, return_exceptions=True)
+        member = self.member
+        if member and self.record.save and self.state.started_ns is not None:
+            await self._save_end(member)
+        self.member = None
         if member:
             await self._pool.used(member)
         self.release()
         await self._become_surely(phase="ended", ended_ns=now_ns())
         self.ended.set()
+
+    # saving
+
+    async def _save_end(self, member: Member) -> None:
+        await member.quiet()
+        await self.finish_saving(member.disk, member.site.first_id)
+
+    async def finish_saving(self, disk: Disk, first_id: int) -> None:
+        """The disk of a sandbox in which nothing runs any more becomes a revision's layer. Safe to repeat."""
+        assert self.record.save
+        try:
+            revision = await self._saver.keep(self.record, disk, first_id, self._last_saved)
+            await self._become_surely(revision=revision)
+        except (RoostError, OSError) as error:
+            log.error("sandbox.unsaved", id=self.id, error=str(error))
+            await self._become_surely(save_error=f"the workspace could not be saved: {error}")
+
+    @property
+    def _last_saved(self) -> str | None:
+        return self.state.revision.id if self.state.revision else None
+
+    async def save(self, request: SaveRequest) -> Revision:
+        """The files as they are now, in the object store. Raises Conflict when the sandbox is not running."""
+        async with self._saving:
+            if self.state.revision and self.state.revision.id == request.revision:
+                return self.state.revision
+            member = self.member
+            if not member or self.state.phase != "running" or self._stop.done():
+                raise Conflict(f"sandbox {self.id} is not running; its end state is saved when it has ended")
+            revision = await self._saver.snapshot(self.record, request, member, self._last_saved)
+            await self._become_surely(revision=revision)
+            return revision
+
+    async def _keep_synced(self) -> None:
+        assert self.record.save
+        while True:
+            await asyncio.sleep(self.record.sync_seconds)
+            request = msgspec.structs.replace(self.record.save, revision=ids.revision_id())
+            try:
+                await self.save(request)
+            except Conflict:
+                return
+            except (RoostError, OSError) as error:
+                log.warning("sandbox.unsynced", id=self.id, error=str(error))
 
     def _oom_kills(self) -> int:
         assert self.member
@@ -255,15 +354,16 @@ class Sandbox:
         await self.ended.wait()
 
     def release(self) -> None:
-        """What it holds but its member: the image."""
-        if self._hold:
-            self._hold.release()
+        """What it holds but its member: the layers and the image that it stands on."""
+        if self._lower:
+            self._lower.release()
 
     async def let_go(self) -> None:
         """The node goes, the sandbox stays for the next one."""
-        if self._life:
-            self._life.cancel()
-            await asyncio.gather(self._life, return_exceptions=True)
+        for task in (self._life, self._syncing):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self.member:
             self.member.guest.close()
         if self.log:
@@ -273,7 +373,8 @@ class Sandbox:
 
     async def execute(self, request: Exec) -> ExecResult:
         """Raises Conflict when the sandbox is not running."""
-        if self.state.phase != "running" or self.state.script_ended_ns or not self.member:
+        over = self.state.script_ended_ns is not None and not self.record.linger
+        if self.state.phase != "running" or over or self._stop.done() or not self.member:
             raise Conflict(f"sandbox {self.id} is not running, so nothing can be executed in it")
         id, self._next_process = self._next_process, self._next_process + 1
         output = _Output(request.output_limit)
@@ -317,9 +418,8 @@ class Sandbox:
 
     def _save(self, state: SandboxState) -> None:
         number = self.member.number if self.member else None
-        self._records.write(
-            Record(state=state, boot=boot_id(), member=number, image_content=self._image, limits=self.limits)
-        )
+        self.record = msgspec.structs.replace(self.record, state=state, boot=boot_id(), member=number)
+        self._records.write(self.record)
 
     def _log_writer(self) -> LogWriter:
         assert self.log
@@ -383,5 +483,16 @@ def initial_state(id: str) -> SandboxState:
     return SandboxState(id=id, phase="starting")
 
 
-def initial_record(id: str, limits: Limits, content: str) -> Record:
-    return Record(state=initial_state(id), boot=boot_id(), member=None, image_content=content, limits=limits)
+def initial_record(id: str, request: StartSandbox, content: str) -> Record:
+    return Record(
+        state=initial_state(id),
+        boot=boot_id(),
+        member=None,
+        image_content=content,
+        limits=request.limits,
+        account=request.account,
+        linger=request.linger,
+        start_from=request.start_from,
+        save=request.save,
+        sync_seconds=request.sync_seconds,
+    )

@@ -17,8 +17,10 @@ from roost.errors import Conflict, Invalid, NotFound
 from roost.node import log as logs
 from roost.node import member as members
 from roost.node.capacity import disk_is_full
+from roost.node.disk import Disk
 from roost.node.guest.channel import GuestLost
-from roost.node.images import Hold, ImageStore
+from roost.node.images import ImageStore
+from roost.node.layers import Layers
 from roost.node.member import Ground
 from roost.node.pool import Pool
 from roost.node.protocol import (
@@ -26,13 +28,16 @@ from roost.node.protocol import (
     Exec,
     ExecResult,
     LogRecord,
+    Revision,
     SandboxState,
+    SaveRequest,
     Snapshot,
     StartSandbox,
     StopSandbox,
 )
 from roost.node.record import Record, Records, boot_id
-from roost.node.sandbox import Sandbox, initial_record
+from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record
+from roost.node.saver import Saver
 
 GUARD = 1.0  # seconds between looks at the disk that holds the guests' disks
 DISK_FULL = "the node's disk was nearly full, and this sandbox used the most of it"
@@ -42,9 +47,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Sandboxes:
-    def __init__(self, state_dir: Path, ground: Ground, images: ImageStore) -> None:
+    def __init__(self, state_dir: Path, ground: Ground, images: ImageStore, layers: Layers, saver: Saver) -> None:
         self._ground = ground
         self._images = images
+        self._layers = layers
+        self._saver = saver
         self._records = Records(state_dir / "sandboxes")
         self._logs = state_dir / "logs"
         self._logs.mkdir(mode=0o700, exist_ok=True)
@@ -62,28 +69,39 @@ class Sandboxes:
         """Raises NotFound (image), NoCapacity, Invalid. A caller that goes away does not undo it."""
         if id in self._over:
             return self._over[id]
-        if id not in self._sandboxes:
-            hold = self._images.hold(request.image)
-            record = initial_record(id, request.limits, hold.content)
-            sandbox = Sandbox(record, self._records, self._its_pool, hold, self._log_path(id), self._tell)
-            self._sandboxes[id] = sandbox
-            self._starting[id] = asyncio.create_task(self._start(sandbox, request))
+        if id not in self._sandboxes and id not in self._starting:
+            self._starting[id] = asyncio.create_task(self._start(id, request))
         if id in self._starting:
             await asyncio.shield(self._starting[id])
         return self.state(id)
 
-    async def _start(self, sandbox: Sandbox, request: StartSandbox) -> None:
+    async def _start(self, id: str, request: StartSandbox) -> None:
         try:
-            await sandbox.start(request, self._ground.network.resolvers)
-        except BaseException:
-            del self._sandboxes[sandbox.id]
-            await sandbox.let_go()
-            sandbox.release()
-            self._records.remove(sandbox.id)
-            self._log_path(sandbox.id).unlink(missing_ok=True)
-            raise
+            lower, content = await self._lower(request)
+            record = initial_record(id, request, content)
+            sandbox = self._sandbox(record, lower)
+            self._sandboxes[id] = sandbox
+            try:
+                await sandbox.start(request, self._ground.network.resolvers)
+            except BaseException:
+                del self._sandboxes[id]
+                await sandbox.let_go()
+                sandbox.release()
+                self._discard(id)
+                raise
         finally:
-            del self._starting[sandbox.id]
+            del self._starting[id]
+
+    async def _lower(self, request: StartSandbox) -> tuple[Lower, str]:
+        if request.start_from is None:
+            hold = self._images.hold(request.image)
+            return ImageLower(hold), hold.content
+        stack = await self._layers.stack(request.account, request.start_from)
+        return stack, stack.image
+
+    def _sandbox(self, record: Record, lower: Lower | None) -> Sandbox:
+        path = self._log_path(record.state.id)
+        return Sandbox(record, self._records, self._its_pool, lower, path, self._tell, self._saver)
 
     def state(self, id: str) -> SandboxState:
         if id in self._over:
@@ -103,6 +121,18 @@ class Sandboxes:
         self._records.remove(id)
         self._over.pop(id, None)
         self._sandboxes.pop(id, None)
+        self._saver.forget(id)
+
+    async def save(self, id: str, request: SaveRequest) -> Revision:
+        """Raises Conflict when it is not running, NotFound."""
+        over = self._over.get(id)
+        sandbox = None if over else self._known(id)
+        known = over.revision if over else sandbox and sandbox.state.revision
+        if known and known.id == request.revision:
+            return known
+        if sandbox is None:
+            raise Conflict(f"sandbox {id} has ended; its end state is the last revision")
+        return await sandbox.save(request)
 
     async def execute(self, id: str, request: Exec) -> ExecResult:
         if id in self._over:
@@ -163,41 +193,60 @@ class Sandboxes:
     async def recover(self, min_pool: int, max_pool: int) -> Pool:
         """Takes over or removes whatever an earlier node left; returns the pool, not yet opened."""
         adopted: dict[str, members.Member] = {}
+        unsaved: set[int] = set()
         records = self._records.read_all()
         for record in records:
-            if record.member is not None and record.boot == boot_id() and record.state.script_ended_ns is None:
+            if record.member is None or record.boot != boot_id() or record.state.phase == "ended":
+                continue
+            if record.state.script_ended_ns is None or record.linger:
                 with contextlib.suppress(GuestLost):
                     adopted[record.state.id] = await members.adopt(self._ground, record.member, record.limits.disk_gb)
+            if record.state.id not in adopted and record.save and record.state.started_ns is not None:
+                unsaved.add(record.member)
         keep = {member.number for member in adopted.values()}
-        await self._sweep(keep)
-        self._pool = Pool(self._ground, min_pool, max_pool, in_use=keep)
+        await self._sweep(keep | unsaved)
+        self._layers.sweep()
+        self._pool = Pool(self._ground, min_pool, max_pool, in_use=keep | unsaved)
         for record in records:
-            member = adopted.get(record.state.id)
-            await self._settle(record, member)
+            await self._settle(record, adopted.get(record.state.id), record.member in unsaved)
         return self._pool
 
-    async def _settle(self, record: Record, member: members.Member | None) -> None:
+    async def _settle(self, record: Record, member: members.Member | None, unsaved: bool) -> None:
         id = record.state.id
         if record.state.phase == "ended":
             self._over[id] = record.state
         elif member:
-            hold = self._hold_again(record.image_content)
-            sandbox = Sandbox(record, self._records, self._its_pool, hold, self._log_path(id), self._tell)
+            sandbox = self._sandbox(record, await self._hold_again(record))
             if sandbox.adopt(member):
                 self._sandboxes[id] = sandbox
                 return
             sandbox.release()
             await self._its_pool.used(member)
             self._discard(id)
+        elif unsaved:
+            self._over[id] = await self._save_orphan(record)
         elif record.state.phase == "starting":
             self._discard(id)  # whoever asked for it asks again
         else:
             self._over[id] = self._lost(record)
 
-    def _hold_again(self, content: str) -> Hold | None:
-        """None when the image was removed while no node held it; the sandbox's mount keeps what it needs."""
+    async def _save_orphan(self, record: Record) -> SandboxState:
+        """Its processes are gone, its disk is here: what it wrote is saved before anything is told."""
+        assert record.member is not None
+        site = self._ground.site(record.member)
+        await self._ground.runtime.destroy(site.container_id)
+        sandbox = self._sandbox(record, None)
+        disk = Disk(self._disks / f"{site.container_id}.img", site.disk, record.limits.disk_gb)
+        await sandbox.finish_saving(disk, site.first_id)
+        await self._its_pool.destroyed(record.member)
+        return self._lost(sandbox.record)
+
+    async def _hold_again(self, record: Record) -> Lower | None:
+        """None when it was removed while no node held it; the sandbox's mount keeps what it needs."""
         try:
-            return self._images.hold_content(content)
+            if record.start_from is not None:
+                return await self._layers.stack(record.account, record.start_from)
+            return ImageLower(self._images.hold_content(record.image_content))
         except NotFound:
             return None
 
@@ -230,6 +279,21 @@ class Sandboxes:
         for image in self._disks.glob("roost-*.img"):
             if image.stem not in kept:
                 image.unlink()
+
+    def member_of(self, id: str) -> members.Member:
+        """Of a sandbox in which something can be done. Raises NotFound, Conflict."""
+        sandbox = None if id in self._over else self._known(id)
+        if sandbox is None or sandbox.member is None or sandbox.state.phase != "running":
+            raise Conflict(f"sandbox {id} is not running")
+        return sandbox.member
+
+    # revisions
+
+    def pinned(self) -> set[str]:
+        """Revisions that sandboxes which are known here began with or have saved."""
+        states = [*self._over.values(), *(sandbox.state for sandbox in self._sandboxes.values())]
+        began = {sandbox.record.start_from for sandbox in self._sandboxes.values() if sandbox.record.start_from}
+        return began | {state.revision.id for state in states if state.revision}
 
     # the machine's disk
 

@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mtime: Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)] = 0
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)] = 0
     target: Annotated[bytes, msgspec.Meta(max_length=4096)] = b""
-    link: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] = 0
+    link: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     opaque: bool = False
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     lists: bool = False

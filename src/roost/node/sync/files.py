@@ -46,3 +46,8 @@ def written_sectors(fd: int) -> int | None:
     except OSError:
         return None
     return int(fields[4]) + int(fields[6])  # writes completed, sectors written
+
+
+def set_times(directory: int, name: str, mtime: int) -> None:
+    """Of a symbolic link or anything else, by name; mtime in nanoseconds."""
+    os.utime(name, ns=(max(0, mtime), mtime), dir_fd=directory, follow_symlinks=False)

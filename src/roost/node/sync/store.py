@@ -225,7 +225,9 @@ class _Again(Exception):
 def _raise_if_final(what: str, error: Exception) -> None:
     text = str(error)
     if _FULL.search(text):
-        raise StateUnwritable(f"the object store's directory cannot be written ({what}): {_first_line(error)}") from error
+        raise StateUnwritable(
+            f"the object store's directory cannot be written ({what}): {_first_line(error)}"
+        ) from error
     if _FINAL.search(text):
         raise StoreUnavailable(f"the object store refuses ({what}): {_first_line(error)}") from error
 

@@ -1,0 +1,89 @@
+"""Where the files are that the protocol's file calls ask for: in a running sandbox, or in a revision.
+
+A running sandbox's files are seen through its own root; a revision's through a read-only mount of its stack on this
+machine, which no program is ever run from.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from roost import linux
+from roost.errors import Conflict
+from roost.node.disk import Disk, Disks, unmount
+from roost.node.layers import Layers
+from roost.node.protocol import Revision, SaveRequest
+from roost.node.sandboxes import Sandboxes
+from roost.node.saver import Saver
+from roost.node.tree import Tree, process_root
+
+SEALED = linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
+EDIT_GIB = 64
+
+
+class NodePlaces:
+    def __init__(self, directory: Path, sandboxes: Sandboxes, layers: Layers, saver: Saver, disks: Disks) -> None:
+        """`directory`: for mount points; it is empty between calls."""
+        self._directory = directory
+        self._sandboxes = sandboxes
+        self._layers = layers
+        self._saver = saver
+        self._disks = disks
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for left in directory.iterdir():
+            unmount(left)
+            left.rmdir()
+
+    def live(self, id: str) -> Tree:
+        """Raises NotFound, Conflict."""
+        member = self._sandboxes.member_of(id)
+        first_id = member.site.first_id
+        return Tree(process_root(member.pid, first_id), first_id)
+
+    @asynccontextmanager
+    async def stored(self, revision: str, account: int) -> AsyncGenerator[Tree]:
+        stack = await self._layers.stack(account, revision)
+        try:
+            async with self._mounted(overlay_options(stack.lowers), linux.MS_RDONLY) as point:
+                with Tree(point, 0) as tree:
+                    yield tree
+        finally:
+            stack.release()
+
+    async def edit(self, revision: str, save: SaveRequest, change: Callable[[Tree], None]) -> Revision:
+        """Raises Conflict when `save` names a revision that exists already with another parent."""
+        if self._layers.has(save.revision):
+            made = self._layers.find(save.revision)
+            if made.parent != revision:
+                raise Conflict(f"revision {save.revision} exists already and was not made from {revision}")
+            return made
+        stack = await self._layers.stack(save.account, revision)
+        name = f"edit-{save.revision}"
+        disk = await self._disks.make(name, self._directory / name, EDIT_GIB, owner=0)
+        try:
+            async with self._mounted(overlay_options(stack.lowers, disk), 0) as point:
+                with Tree(point, 0) as tree:
+                    await asyncio.to_thread(change, tree)
+            return await self._saver.keep_edit(save, disk, stack.revision)
+        finally:
+            stack.release()
+            await asyncio.to_thread(disk.remove)
+            disk.mountpoint.rmdir()
+
+    @asynccontextmanager
+    async def _mounted(self, options: str, flags: int) -> AsyncGenerator[Path]:
+        point = self._directory / secrets.token_hex(8)
+        point.mkdir()
+        await asyncio.to_thread(linux.mount, "overlay", point, "overlay", flags | SEALED, options)
+        try:
+            yield point
+        finally:
+            await asyncio.to_thread(unmount, point)
+            point.rmdir()
+
+
+def overlay_options(lowers: Sequence[Path], disk: Disk | None = None) -> str:
+    below = f"lowerdir={':'.join(map(str, lowers))}"
+    return f"{below},upperdir={disk.upper},workdir={disk.work}" if disk else below

@@ -1,0 +1,160 @@
+"""What goes by itself: old revisions, local workspaces that nobody uses, expired uploads, and then their space.
+
+Which revisions are listed is decided here, in the database; the node frees what the list it is given does not need.
+That list is complete by construction: every row, head, pin and save under way, and nothing of the last hour is touched.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+import structlog
+from sqlalchemy import delete, func, or_, select, union
+from structlog.typing import FilteringBoundLogger
+
+from roost.clock import now_ns
+from roost.db.database import Database
+from roost.db.schema import accounts, jobs, revisions, workspaces
+from roost.errors import RoostError
+from roost.workspaces import uploads
+from roost.workspaces.revisions import Unrecorded
+from roost.workspaces.workspace import UNFINISHED, based, written
+
+if TYPE_CHECKING:
+    from roost.node.client import NodeClient
+
+EVERY = 3600.0  # seconds
+GRACE = 3600 * 1_000_000_000  # nanoseconds; a revision younger than this may be one that we have not heard of
+DAY = 24 * 3600 * 1_000_000_000  # nanoseconds
+
+log: FilteringBoundLogger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Of each workspace the head stays, and what is both among the newest `revisions` and younger than `days`.
+
+    A periodic save stays only as the head. A local workspace is kept for `days` after its last use. 0 days: for ever.
+    """
+
+    revisions: int = 20
+    days: int = 30
+
+    def oldest_ns(self, now: int) -> int:
+        return now - self.days * DAY if self.days else 0
+
+
+class Link(Protocol):
+    """Whether the node has told everything it knows."""
+
+    @property
+    def is_up(self) -> bool: ...
+
+
+class Collection:
+    """Enter it to begin: once an hour, and soon after `wake`."""
+
+    def __init__(
+        self, database: Database, node: "NodeClient", link: Link, unrecorded: Unrecorded, retention: Retention
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._link = link
+        self._unrecorded = unrecorded
+        self._retention = retention
+        self._due = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._go_on(), name="collection")
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Something was deleted."""
+        self._due.set()
+
+    async def _go_on(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(EVERY):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+            self._due.clear()
+            try:
+                await self.run()
+            except RoostError as error:
+                log.warning("collection.failed", error=str(error))  # the next round does what this one left
+            except Exception:
+                log.exception("collection.fault")
+
+    async def run(self) -> None:
+        """One round. Without a node, or before it has told what it has, nothing is collected."""
+        idle = await self._forget_idle()
+        unlisted = await self._unlist()
+        if not self._link.is_up:
+            return
+        expired = await uploads.expire(self._database, self._node)
+        before_ns = now_ns() - GRACE
+        collected = await self._node.collect(await self.live(), before_ns)
+        log.info(
+            "collection.end",
+            workspaces=idle,
+            unlisted=unlisted,
+            files=expired,
+            revisions=collected.revisions_removed,
+            bytes=collected.bytes_freed,
+        )
+
+    async def live(self) -> dict[int, list[str]]:
+        """By account, every revision that anybody may want: listed, a head, pinned by a job, or being written."""
+        writing = set(self._unrecorded.ids)  # before the rows are read: what leaves this set has its row by then
+        pins = (jobs.c.start_revision, jobs.c.base_revision, jobs.c.save_revision)
+        query = union(
+            select(workspaces.c.account_id, revisions.c.id).where(workspaces.c.id == revisions.c.workspace_id),
+            select(workspaces.c.account_id, workspaces.c.head),
+            *(select(jobs.c.account_id, pin).where(UNFINISHED) for pin in pins),
+        )
+        live = {row.id: set(writing) for row in await self._database.read(select(accounts.c.id))}
+        for account_id, revision in await self._database.read(query):
+            if revision is not None:
+                live.setdefault(account_id, set(writing)).add(revision)
+        return {account_id: sorted(wanted) for account_id, wanted in live.items()}
+
+    async def _unlist(self) -> int:
+        newest = (
+            func.row_number()
+            .over(partition_by=revisions.c.workspace_id, order_by=revisions.c.created_ns.desc())
+            .label("rank")
+        )
+        wished = select(revisions.c.id, newest).where(revisions.c.periodic.is_(False)).subquery()
+        many = select(wished.c.id).where(wished.c.rank > self._retention.revisions)
+        heads = select(workspaces.c.head).where(workspaces.c.head.is_not(None))
+        past = or_(
+            revisions.c.periodic.is_(True),
+            revisions.c.created_ns < self._retention.oldest_ns(now_ns()),
+            revisions.c.id.in_(many),
+        )
+        (outcome,) = await self._database.write(delete(revisions).where(past, revisions.c.id.not_in(heads)))
+        return outcome.rows
+
+    async def _forget_idle(self) -> int:
+        account, name = workspaces.c.account_id, workspaces.c.name
+        idle = (
+            workspaces.c.persistent.is_(False),
+            workspaces.c.used_ns < self._retention.oldest_ns(now_ns()),
+            ~or_(written(account, name), based(account, name)),
+        )
+        outcomes = await self._database.write(
+            delete(revisions).where(revisions.c.workspace_id.in_(select(workspaces.c.id).where(*idle))),
+            delete(workspaces).where(*idle),
+        )
+        return outcomes[-1].rows

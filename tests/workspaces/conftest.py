@@ -1,0 +1,89 @@
+"""The real application with a node in memory behind it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from litestar import Litestar
+
+from roost.accounts.tokens import Tokens, ensure_account
+from roost.api.app import build
+from roost.api.plane import ControlPlane
+from roost.db import migrate, secret
+from roost.db.database import Database
+from roost.jobs.live import LiveJobs
+from roost.sandboxes.images import Images
+from roost.sandboxes.placement import Machine, SingleNode
+from roost.workspaces.collection import Collection, Retention
+from tests.jobs.memory_node import Node, until
+
+TOKEN = "t" * 32
+JOBS = "/mags-jobs"
+
+
+@dataclass
+class Plane:
+    app: Litestar
+    node: Node
+    live: LiveJobs
+
+
+@asynccontextmanager
+async def control_plane(directory: Path) -> AsyncIterator[Plane]:
+    migrate.upgrade(directory / "roost.db")
+    node, placement = Node(), SingleNode(Machine(2, 4000))
+    async with Database(directory / "roost.db") as database:
+        await ensure_account(database, TOKEN)
+        async with (
+            LiveJobs(database, secret.load(directory / "key"), node, placement) as live,  # type: ignore[arg-type]
+            Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
+        ):
+            plane = ControlPlane(
+                database, Tokens(database), live, placement, Images(node), node, collection,  # type: ignore[arg-type]
+            )  # fmt: skip
+            app = build(plane)
+            await until(lambda: live.link.is_up)
+            yield Plane(app, node, live)
+
+
+@dataclass
+class Api:
+    client: httpx.AsyncClient
+    node: Node
+    live: LiveJobs
+
+    async def run(self, **fields: object) -> str:
+        """A job that has a sandbox; its vm_id."""
+        known = set(self.node.requests)
+        answer = await self.client.post(JOBS, json={"script": "x", "type": "inline", **fields})
+        assert answer.status_code == 202, answer.text
+        await until(lambda: len(self.node.requests) > len(known))
+        (vm_id,) = set(self.node.requests) - known
+        return vm_id
+
+    async def fill(self, name: str, **files: bytes) -> str:
+        """A workspace whose head holds these files; that revision."""
+        vm_id = await self.run(workspace_id=name)
+        self.node.files[vm_id] |= files
+        self.node.end(vm_id)
+        await until(lambda: vm_id not in self.node.states)
+        save = self.node.requests[vm_id].save
+        assert save is not None
+        return save.revision
+
+    async def json(self, path: str, status: int = 200, method: str = "GET", **more: object) -> dict[str, object]:
+        answer = await self.client.request(method, path, **more)  # type: ignore[arg-type]
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with control_plane(tmp_path) as plane:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        transport = httpx.ASGITransport(plane.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://roost/api/v1", headers=headers) as client:
+            yield Api(client, plane.node, plane.live)
