@@ -188,7 +188,7 @@ async def stopping(run: Run, means: Means) -> Move:
 
 async def finishing(run: Run, means: Means) -> Move | None:
     """Makes the result durable; a full disk delays it and loses nothing, for the node still knows it."""
-    result = run.result or result_of(run.state, run.stop_requested)
+    result = run.result = run.result or result_of(run.state, run.stop_requested)
     try:
         await jobs.record_end(means.database, run.job, result)
     except StateUnwritable as error:

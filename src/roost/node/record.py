@@ -3,6 +3,7 @@
 A record is written before the step that it announces takes effect, and holds no secrets (no script, no environment).
 """
 
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
 
 
+@cache
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
