@@ -6,7 +6,6 @@ node; without any, nothing of this node remains.
 """
 
 import asyncio
-import contextlib
 import grp
 import os
 import shutil
@@ -352,7 +351,8 @@ async def _leave_nothing(ground: Ground) -> None:
     await ground.network.close()
     await cgroup.sweep(ground.hierarchies, f"/roost-{ground.instance}", keep=set())
     unmount(ground.runtime_dir / "guest")
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(ground.runtime_dir)
+    for entry in ground.runtime_dir.iterdir():
+        if entry.name != "state":  # `roost up`'s claim on the number, which it gives back when all of this has ended
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for template in ground.disks.directory.glob("template-*"):
         template.unlink()

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from roost.node.protocol import Limits, SandboxState
+from roost.node.protocol import Cause, Limits, SandboxState, StopSandbox
+
+
+class Stop(msgspec.Struct, frozen=True):
+    request: StopSandbox
+    cause: Cause
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +22,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     member: int | None  # None: not claimed yet, or gone already
     image_content: str
     limits: Limits
+    stop: Stop | None = None  # what it was asked to do before anything was signalled
 
 
 @cache
