@@ -47,10 +47,10 @@ test-packages:
 
 # The suite starts real sandboxes, which takes root.
 test: setup test-packages check
-	$(SUDO) .venv/bin/pytest $(PYTEST)
+	$(SUDO) .venv/bin/pytest -n 2 $(PYTEST)
 
 test-fast: setup
-	$(SUDO) .venv/bin/pytest -q -m "not e2e and not slow" $(PYTEST)
+	$(SUDO) .venv/bin/pytest -q -n 2 -m "not e2e and not slow" $(PYTEST)
 
 check: .venv/synced
 	.venv/bin/ruff format --check .

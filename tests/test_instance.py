@@ -50,6 +50,16 @@ def test_a_released_number_leaves_nothing(machine: Path) -> None:
     assert not claimed.runtime_dir.exists()
 
 
+def test_a_number_that_another_has_by_now_is_not_taken_from_it(machine: Path) -> None:
+    first = claim(new_state(machine, "a"))
+    (first.runtime_dir / "state").unlink()  # as if somebody had cleaned up too early
+    second = claim(new_state(machine, "b"))
+    assert second.number == first.number
+    first.release()
+    assert (second.runtime_dir / "state").read_text() == f"{second.state}\n"
+    second.release()
+
+
 def test_a_crashed_instance_gets_its_number_back(machine: Path) -> None:
     first, crashed = claim(new_state(machine, "a")), claim(new_state(machine, "b"))
     os.close(crashed.lock)  # what the kernel does when a process dies

@@ -88,10 +88,10 @@ async def installation(min_pool_size: int = 3) -> AsyncGenerator[Installation]:
         finally:
             process.kill()
             process.wait()
-    left = leftovers(state, number)
-    if left:
-        raise RuntimeError(f"Roost left behind: {'; '.join(left)} (its state is in {state})")
-    shutil.rmtree(state)
+        left = leftovers(state, number)
+        if left:
+            raise RuntimeError(f"Roost left behind: {'; '.join(left)} (its state is in {state})")
+        shutil.rmtree(state)
 
 
 def _stop_with_parent() -> None:

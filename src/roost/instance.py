@@ -96,7 +96,7 @@ class Instance:
     def release(self) -> None:
         """Give the number back, unless something of a sandbox is left: then the next start cleans up."""
         with _registry():
-            if not _leftovers(self.number):
+            if _owner(self.number) == self.state and not _leftovers(self.number):
                 shutil.rmtree(self.runtime_dir, ignore_errors=True)
             os.close(self.lock)
 

@@ -32,6 +32,7 @@ class NodeSettings:
     runtime_dir: Path  # /run/roost/N: the socket and what lives as long as the machine is up
     instance: int  # N, 0 to 15: names, addresses and uid ranges derive from it
     images: Path  # shared by all instances of the machine
+    prefix6: str | None  # an IPv6 prefix that is routed to this machine; None: one of its own behind NAT66
     runtime: str | None  # an OCI runtime's name or path; None: crun on cgroup v2, runc on v1
     min_pool_size: int
     max_pool_size: int  # 0 = by capacity

@@ -39,6 +39,7 @@ class UpSettings:
     state: Path
     listen: str
     images: Path
+    prefix6: str | None
     runtime: str | None
     min_pool_size: int
     max_pool_size: int
@@ -139,6 +140,7 @@ def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
     command = [*roost(), "node", "--state", f"{settings.state / 'node'}", "--images", f"{settings.images}"]
     command += ["--runtime-dir", f"{claimed.runtime_dir}", "--instance", f"{claimed.number}", "--group", group]
     command += ["--min-pool-size", f"{settings.min_pool_size}", "--max-pool-size", f"{settings.max_pool_size}"]
+    command += ["--prefix6", settings.prefix6] if settings.prefix6 else []
     return [*command, "--runtime", settings.runtime] if settings.runtime else command
 
 

@@ -68,6 +68,7 @@ def settings_of(directory: Path, number: int) -> NodeSettings:
         runtime_dir=directory / "run",
         instance=number,
         images=directory / "images",
+        prefix6=None,
         runtime=None,
         min_pool_size=0,
         max_pool_size=0,

@@ -14,7 +14,7 @@ from roost.api.plane import ControlPlane
 from roost.clock import rfc3339
 from roost.errors import NodeUnavailable, NotFound
 from roost.jobs import job as jobs
-from roost.jobs.job import Job
+from roost.jobs.job import Job, Result
 from roost.jobs.logs import Line, Lines
 from roost.node.protocol import LogRecord
 
@@ -59,9 +59,9 @@ def entry(line: Line) -> LogEntry:
 async def records(plane: ControlPlane, job: Job, after: int, follow: bool) -> AsyncGenerator[LogRecord]:
     """The log from record `after` on; with `follow` until the job has ended. Raises NodeUnavailable only without."""
     run = plane.live.run_of(job)
-    if run is not None and follow:
+    if run is not None and follow and not run.asked:
         await run.attached.wait()
-    if job.started_ns is None and (run is None or run.state is None):
+    if job.started_ns is None and (run is None or (run.state is None and not run.asked)):
         return  # there is no sandbox, so there is no log
     while True:
         try:
@@ -70,7 +70,9 @@ async def records(plane: ControlPlane, job: Job, after: int, follow: bool) -> As
                 yield record
             return
         except NotFound:
-            return
+            if run is None or not follow or run.attached.is_set():
+                return
+            await run.attached.wait()  # the node was asked to start it, and had not begun
         except NodeUnavailable:
             if not follow or plane.live.closing:
                 raise
@@ -131,9 +133,12 @@ async def _end(plane: ControlPlane, job: Job) -> bytes | None:
     run = plane.live.run_of(job)
     if run is not None and not (plane.live.closing and run.state is None):
         await run.done.wait()
-    ended = await jobs.find(plane.database, job.account_id, job.request_id)
-    if not ended.final:
-        return None
+    ended = run.result if run is not None else None
+    if ended is None:  # it had ended before we asked
+        row = await jobs.find(plane.database, job.account_id, job.request_id)
+        if not row.final:
+            return None
+        ended = Result(row.status, row.exit_code, row.error, row.stopped)
     end = End(ended.status, ended.exit_code, ended.error, ended.stopped)
     return b"event: end\ndata: %b\n\n" % _encode(end)
 

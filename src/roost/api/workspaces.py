@@ -126,7 +126,7 @@ async def restore(request: Caller, plane: Plane, id: Name, data: Wanted) -> Rest
 @get(
     "/mags-workspaces/{id:str}/check",
     summary="Check every listed revision",
-    description="That it is there and whole; with `read_data=true` every byte in the object store is read and verified.",
+    description="That it is there and whole; with `read_data=true` every byte in the object store is verified.",
 )
 async def check(request: Caller, plane: Plane, id: Name, read_data: bool = False) -> Check:
     found = await workspace.find(plane.database, request.user.id, id)

@@ -24,6 +24,7 @@ def node_options(command: Callable[..., None]) -> Callable[..., None]:
     """What `up` passes on to the node."""
     options = (
         click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True),
+        click.option("--prefix6", metavar="PREFIX", help="IPv6 prefix routed to this machine [a private one]."),
         click.option("--runtime", help="OCI runtime: crun, runc, runsc or a path [by cgroup version]."),
         click.option("--min-pool-size", type=click.IntRange(min=0), default=3, show_default=True),
         click.option("--max-pool-size", type=click.IntRange(min=0), default=0, help="0: by capacity."),

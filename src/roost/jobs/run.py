@@ -259,6 +259,7 @@ async def finishing(run: Run, means: Means) -> Move | None:
     result = run.result or result_of(run.job, run.state, run.stop_requested)
     if run.shutting_down and result.error == ENDED_ALONE:
         result = replace(result, error=SHUT_DOWN)
+    run.result = result
     revision = None if run.state is None else run.state.revision
     try:
         await jobs.record_end(means.database, run.job, result, revision)

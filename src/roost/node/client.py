@@ -266,7 +266,9 @@ class _Outgoing:
 def _file(where: str, path: str, query: str) -> str:
     """The call's path. Ids of sandboxes have 8 characters, those of revisions 16."""
     place = "revisions" if len(where) == REVISION_ID else "sandboxes"
-    return f"/v1/{place}/{where}/files/{quote(path, safe='/', errors='surrogateescape')}?{query}"
+    parts = quote(path, safe="/", errors="surrogateescape").split("/")
+    quoted = "/".join(part.replace(".", "%2E") if part in (".", "..") else part for part in parts)  # yarl would resolve
+    return f"/v1/{place}/{where}/files/{quoted}?{query}"
 
 
 async def _condition(response: aiohttp.ClientResponse) -> Exception:

@@ -6,7 +6,6 @@ node; without any, nothing of this node remains.
 """
 
 import asyncio
-import contextlib
 import grp
 import os
 import shutil
@@ -29,7 +28,7 @@ from roost.node.disk import Disks, unmount
 from roost.node.guest import build
 from roost.node.images import ImageStore
 from roost.node.member import Ground
-from roost.node.network import Network, load_prefix6, read_resolvers
+from roost.node.network import Network, load_prefix6, parse_prefix6, read_resolvers
 from roost.node.pool import Pool
 from roost.node.protocol import (
     HEADER,
@@ -291,13 +290,14 @@ def build_ground(settings: NodeSettings) -> Ground:
     program = choose(settings.runtime, hierarchies.version)
     for directory in (settings.state / "disks", settings.runtime_dir / "members"):
         directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+    prefix6 = parse_prefix6(settings.prefix6) if settings.prefix6 else load_prefix6(settings.state / "prefix6")
     return Ground(
         instance=settings.instance,
         runtime_dir=settings.runtime_dir,
         runtime=OciRuntime(program, settings.runtime_dir / "oci"),
         machine=Machine.here(),
         hierarchies=hierarchies,
-        network=Network(settings.instance, load_prefix6(settings.state / "prefix6"), read_resolvers()),
+        network=Network(settings.instance, prefix6, read_resolvers()),
         disks=Disks(settings.state / "disks"),
     )
 
@@ -352,7 +352,8 @@ async def _leave_nothing(ground: Ground) -> None:
     await ground.network.close()
     await cgroup.sweep(ground.hierarchies, f"/roost-{ground.instance}", keep=set())
     unmount(ground.runtime_dir / "guest")
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(ground.runtime_dir)
+    for entry in ground.runtime_dir.iterdir():
+        if entry.name != "state":  # `roost up`'s claim on the number, which it gives back when all of this has ended
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for template in ground.disks.directory.glob("template-*"):
         template.unlink()

@@ -3,11 +3,17 @@
 A record is written before the step that it announces takes effect, and holds no secrets (no script, no environment).
 """
 
+from functools import cache
 from pathlib import Path
 
 import msgspec
 
-from roost.node.protocol import Limits, SandboxState, SaveRequest
+from roost.node.protocol import Cause, Limits, SandboxState, SaveRequest, StopSandbox
+
+
+class Stop(msgspec.Struct, frozen=True):
+    request: StopSandbox
+    cause: Cause
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,8 +27,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     start_from: str | None = None
     save: SaveRequest | None = None
     sync_seconds: int = 0
+    stop: Stop | None = None  # what it was asked to do before anything was signalled
 
 
+@cache
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

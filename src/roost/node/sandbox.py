@@ -28,7 +28,7 @@ from roost.node.log import LogWriter
 from roost.node.member import Member
 from roost.node.pool import Pool
 from roost.node.protocol import Cause, Exec, ExecResult, Revision, SandboxState, SaveRequest, StartSandbox, StopSandbox
-from roost.node.record import Record, Records, boot_id
+from roost.node.record import Record, Records, Stop, boot_id
 from roost.node.saver import Saver
 
 SCRIPT = "/run/roost/script"  # on a small file system of guest init's own, so in no workspace
@@ -102,6 +102,8 @@ class Sandbox:
         self._asked = False  # guest init was asked to start the script, so it is never started anew
         self._next_process = FIRST_PROCESS + 1
         self._stop: asyncio.Future[tuple[StopSandbox, Cause]] = asyncio.get_running_loop().create_future()
+        self._asked_to_stop = record.stop
+        self._stopped_before = record.stop is not None  # by an earlier node, which may have sent TERM already
         self._life: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
@@ -173,6 +175,8 @@ class Sandbox:
                 abandoned.release()
         if self.state.phase == "starting":
             self._become(phase="running", started_ns=now_ns())
+        if self._asked_to_stop:
+            self._stop.set_result((self._asked_to_stop.request, self._asked_to_stop.cause))
         self._life = asyncio.create_task(self._live())
         return True
 
@@ -201,9 +205,10 @@ class Sandbox:
             limit = self.limits.timeout_seconds
             await self._over(ending, "timeout", f"timed out: the script ran longer than {limit} s and was killed")
             return
-        if self._stop.done() and not ending.done():
+        if self._stop.done() and (self._stopped_before or not ending.done()):
             request, cause = self._stop.result()
-            await self._end_gently(ending, request)
+            if not ending.done():
+                await self._end_gently(ending, request)
             await self._over(ending, cause, request.reason)
             return
         await self._over(ending, "exited", None)
@@ -230,7 +235,8 @@ class Sandbox:
     async def _end_gently(self, ending: asyncio.Future[Exited], request: StopSandbox) -> None:
         assert self.member
         if request.grace_seconds > 0:
-            self.member.guest.signal_everyone(signal.SIGTERM)
+            if not self._stopped_before:
+                self.member.guest.signal_everyone(signal.SIGTERM)
             await asyncio.wait({ending}, timeout=request.grace_seconds)
         if not ending.done():
             await self._kill_script(ending)
@@ -348,8 +354,11 @@ class Sandbox:
         return 0
 
     async def stop(self, request: StopSandbox, cause: Cause = "stopped") -> None:
-        """Returns when the sandbox is gone; the first request's grace and reason hold."""
+        """Returns when the sandbox is gone; the first request's grace and reason hold, also for a node that follows."""
         if not self._stop.done():
+            self._asked_to_stop = Stop(request, cause)
+            with contextlib.suppress(OSError):  # a full disk must not keep it running
+                self._save(self.state)
             self._stop.set_result((request, cause))
         await self.ended.wait()
 
@@ -418,7 +427,7 @@ class Sandbox:
 
     def _save(self, state: SandboxState) -> None:
         number = self.member.number if self.member else None
-        self.record = msgspec.structs.replace(self.record, state=state, boot=boot_id(), member=number)
+        self.record = msgspec.structs.replace(self.record, state=state, boot=boot_id(), member=number, stop=self._asked_to_stop)
         self._records.write(self.record)
 
     def _log_writer(self) -> LogWriter:

@@ -124,9 +124,9 @@ class Collection:
             *(select(jobs.c.account_id, pin).where(UNFINISHED) for pin in pins),
         )
         live = {row.id: set(writing) for row in await self._database.read(select(accounts.c.id))}
-        for account_id, revision in await self._database.read(query):
-            if revision is not None:
-                live.setdefault(account_id, set(writing)).add(revision)
+        for row in await self._database.read(query):
+            if row[1] is not None:
+                live[row[0]].add(row[1])
         return {account_id: sorted(wanted) for account_id, wanted in live.items()}
 
     async def _unlist(self) -> int:
