@@ -31,6 +31,9 @@ class NodeSettings:
     state: Path  # STATE/node: records, logs, disks
     runtime_dir: Path  # /run/roost/N: the socket and what lives as long as the machine is up
     instance: int  # N, 0 to 15: names, addresses and uid ranges derive from it
+    store: str | None  # an object store's URL; None: a directory beside the node's records
+    store_options: Path | None  # a JSON file: how to reach it, and `key` (base64 of 32 bytes) to encrypt with
+    layer_cache_gb: int  # that revisions may take on this node's disk before stored ones go
     images: Path  # shared by all instances of the machine
     prefix6: str | None  # an IPv6 prefix that is routed to this machine; None: one of its own behind NAT66
     runtime: str | None  # an OCI runtime's name or path; None: crun on cgroup v2, runc on v1

@@ -39,6 +39,9 @@ class UpSettings:
     state: Path
     listen: str
     images: Path
+    store: str | None
+    store_options: Path | None
+    layer_cache_gb: int
     prefix6: str | None
     runtime: str | None
     min_pool_size: int
@@ -140,7 +143,10 @@ def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
     command = [*roost(), "node", "--state", f"{settings.state / 'node'}", "--images", f"{settings.images}"]
     command += ["--runtime-dir", f"{claimed.runtime_dir}", "--instance", f"{claimed.number}", "--group", group]
     command += ["--min-pool-size", f"{settings.min_pool_size}", "--max-pool-size", f"{settings.max_pool_size}"]
+    command += ["--layer-cache-gb", f"{settings.layer_cache_gb}"]
     command += ["--prefix6", settings.prefix6] if settings.prefix6 else []
+    command += ["--store", settings.store] if settings.store else []
+    command += ["--store-options", f"{settings.store_options.resolve()}"] if settings.store_options else []
     return [*command, "--runtime", settings.runtime] if settings.runtime else command
 
 

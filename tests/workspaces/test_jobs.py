@@ -248,9 +248,12 @@ async def test_a_head_that_somebody_else_moved_is_not_taken_from_them(opened: Op
     async with opened() as live:
         await filled(live, node, "w")
         job = await running(live, node, workspace="w")
+        run = live.run_of(job)
         await base(live).write(update(workspaces).values(head="e" * 16))
         node.end(job.vm_id)
         result = await ended(live, job)
+        await until(lambda: run is not None and run.done.is_set())
+        assert run is not None and run.result is not None and run.result.error == result.error
         assert result.status == "error" and "changed by somebody else" in (result.error or "")
         assert job.save_revision is not None and job.save_revision in (result.error or "")
         assert await head(live, "w") == "e" * 16

@@ -25,6 +25,11 @@ def node_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True),
         click.option("--prefix6", metavar="PREFIX", help="IPv6 prefix routed to this machine [a private one]."),
+        click.option(
+            "--store", metavar="URL", help="file:///DIR, s3://BUCKET/PREFIX, gs://…, az://… [a local directory]."
+        ),
+        click.option("--store-options", type=click.Path(path_type=Path, exists=True), help="JSON file for --store."),
+        click.option("--layer-cache-gb", type=click.IntRange(min=1), default=50, show_default=True),
         click.option("--runtime", help="OCI runtime: crun, runc, runsc or a path [by cgroup version]."),
         click.option("--min-pool-size", type=click.IntRange(min=0), default=3, show_default=True),
         click.option("--max-pool-size", type=click.IntRange(min=0), default=0, help="0: by capacity."),

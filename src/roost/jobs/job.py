@@ -276,23 +276,24 @@ async def record_save(database: Database, job: Job, revision: protocol.Revision,
     await database.write(*revisions.saved(job, revision, final=False), *more)
 
 
-async def record_end(database: Database, job: Job, result: Result, revision: protocol.Revision | None = None) -> None:
-    """Final, and written once: a second result for the same job changes nothing. Raises StateUnwritable.
+async def record_end(database: Database, job: Job, result: Result, revision: protocol.Revision | None = None) -> Result:
+    """The result as it was recorded. Final: a second result for the same job changes nothing. Raises StateUnwritable.
 
     With `revision`, the workspace's head moves in the same transaction. If it cannot, because somebody else has moved
     it, the job ends as an error and the head stays theirs.
     """
     status: Any = result.status
     error: Any = result.error
+    moved_error = "" if revision is None else HEAD_MOVED.format(revision.id)
     saves: tuple[Executable, ...] = ()
     if revision is not None and job.workspace is not None:
         saves = revisions.saved(job, revision, final=True)
         moved = revisions.is_head(job, revision)
         status = case((moved, result.status), else_="error")
-        error = case((moved, result.error), else_=HEAD_MOVED.format(revision.id))
+        error = case((moved, result.error), else_=moved_error)
     unended = jobs.c.ended_ns.is_(None)
     end = update(jobs).where(jobs.c.seq == job.seq, unended)
-    await database.write(
+    outcomes = await database.write(
         *saves,
         end.values(
             status=status,
@@ -305,3 +306,5 @@ async def record_end(database: Database, job: Job, result: Result, revision: pro
             environment=None,
         ),
     )
+    refused = bool(saves) and outcomes[-1].rows > 0 and outcomes[-2].rows == 0
+    return dataclasses.replace(result, status="error", error=moved_error) if refused else result

@@ -259,10 +259,9 @@ async def finishing(run: Run, means: Means) -> Move | None:
     result = run.result or result_of(run.job, run.state, run.stop_requested)
     if run.shutting_down and result.error == ENDED_ALONE:
         result = replace(result, error=SHUT_DOWN)
-    run.result = result
     revision = None if run.state is None else run.state.revision
     try:
-        await jobs.record_end(means.database, run.job, result, revision)
+        result = run.result = await jobs.record_end(means.database, run.job, result, revision)
     except StateUnwritable as error:
         log.warning("job.unrecorded", request_id=run.job.request_id, error=str(error))
         await asyncio.sleep(WRITE_AGAIN)

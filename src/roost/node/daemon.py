@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -24,11 +25,15 @@ from roost import __version__, errors, linux
 from roost.events import write_events
 from roost.node import capacity, cgroup
 from roost.node.cgroup import Hierarchies
-from roost.node.disk import Disks, unmount
+from roost.node.depot import Depot, StoreSettings
+from roost.node.disk import GIB, Disks, unmount
+from roost.node.file_calls import FileCalls
 from roost.node.guest import build
 from roost.node.images import ImageStore
+from roost.node.layers import Layers
 from roost.node.member import Ground
 from roost.node.network import Network, load_prefix6, parse_prefix6, read_resolvers
+from roost.node.places import NodePlaces
 from roost.node.pool import Pool
 from roost.node.protocol import (
     HEADER,
@@ -36,18 +41,25 @@ from roost.node.protocol import (
     MAX_BODY,
     VERSION,
     BuildImage,
+    Check,
+    Checked,
+    Collect,
     Exec,
     Fault,
     Image,
     NodeInfo,
     Progress,
     PullImage,
+    SaveRequest,
     StartSandbox,
     StopSandbox,
     Wire,
 )
 from roost.node.runtimes.oci import Machine, OciRuntime, choose
 from roost.node.sandboxes import Sandboxes
+from roost.node.saver import Saver
+from roost.node.sync import Options, open_store
+from roost.node.uploads import Uploads
 from roost.settings import NodeSettings
 
 T = TypeVar("T", bound=Wire)
@@ -69,7 +81,11 @@ _STATUS: list[tuple[type[errors.RoostError], int]] = [
 class Node:
     """The protocol's calls, each: read, do, answer."""
 
-    def __init__(self, ground: Ground, sandboxes: Sandboxes, images: ImageStore, pool: Pool) -> None:
+    def __init__(
+        self, ground: Ground, sandboxes: Sandboxes, images: ImageStore, pool: Pool, layers: Layers, depot: Depot
+    ) -> None:
+        self._layers = layers
+        self._depot = depot
         self._ground = ground
         self._sandboxes = sandboxes
         self._images = images
@@ -92,6 +108,10 @@ class Node:
             web.post("/v1/images/{name}/build", self.build_image),
             web.post("/v1/images/{name}/import", self.import_image),
             web.delete("/v1/images/{name}", self.remove_image),
+            web.post("/v1/sandboxes/{id}/save", self.save),
+            web.get("/v1/revisions/{id}", self.revision),
+            web.post("/v1/revisions/collect", self.collect),
+            web.post("/v1/revisions/check", self.check),
         ]
 
     async def info(self, request: web.Request) -> web.Response:
@@ -163,6 +183,21 @@ class Node:
     async def remove_image(self, request: web.Request) -> web.Response:
         await self._images.remove(request.match_info["name"])
         return _answer(None)
+
+    async def save(self, request: web.Request) -> web.Response:
+        body = await _body(request, SaveRequest)
+        return _answer(await self._sandboxes.save(request.match_info["id"], body))
+
+    async def revision(self, request: web.Request) -> web.Response:
+        return _answer(self._layers.find(request.match_info["id"]))
+
+    async def collect(self, request: web.Request) -> web.Response:
+        body = await _body(request, Collect)
+        return _answer(await self._sandboxes.collect(body, self._depot))
+
+    async def check(self, request: web.Request) -> web.Response:
+        body = await _body(request, Check)
+        return _answer(Checked(problems=await self._depot.check(body.account, body.revisions, body.read_data)))
 
     async def _make_image(
         self, request: web.Request, make: Callable[[str, Callable[[str], None]], Awaitable[Image]]
@@ -302,6 +337,24 @@ def build_ground(settings: NodeSettings) -> Ground:
     )
 
 
+class StoreFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `--store-options` names: how to reach the store, and base64 of the 32 bytes to encrypt with, if so."""
+
+    options: Options = Options()
+    key: str | None = None
+
+
+def load_store(settings: NodeSettings) -> StoreSettings:
+    """Raises Invalid for options that cannot be read."""
+    url = settings.store or (settings.state / "store").as_uri()
+    try:
+        text = settings.store_options.read_bytes() if settings.store_options else b"{}"
+        told = msgspec.json.decode(text, type=StoreFile)
+        return StoreSettings(url, told.options, b64decode(told.key, validate=True) if told.key else None)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise errors.Invalid(f"{settings.store_options} does not hold options of an object store: {error}") from error
+
+
 def run(settings: NodeSettings) -> None:
     """Until SIGTERM or SIGINT. Raises SetupMissing when this machine lacks something."""
     write_events("node")
@@ -315,26 +368,37 @@ async def _run(settings: NodeSettings) -> None:
     await ground.network.open()
     images = ImageStore(settings.images)
     await images.sweep()
-    sandboxes = Sandboxes(settings.state, ground, images)
+    store = load_store(settings)
+    depot = Depot(store, settings.state / "indexes")
+    uploads = Uploads(await asyncio.to_thread(open_store, store.url, store.options))
+    layers = Layers(settings.state / "layers", ground.disks, images, depot, settings.layer_cache_gb * GIB)
+    saver = Saver(layers, depot, uploads, settings.state / "looks")
+    sandboxes = Sandboxes(settings.state, ground, images, layers, saver)
     pool = await sandboxes.recover(settings.min_pool_size, settings.max_pool_size)
+    places = NodePlaces(settings.state / "views", sandboxes, layers, saver, ground.disks)
+    files = FileCalls(places, uploads)
+    saver.release_files = files.release
     pool.open()
     sandboxes.open()
-    node = Node(ground, sandboxes, images, pool)
-    runner = await _serve(node, settings)
+    node = Node(ground, sandboxes, images, pool, layers, depot)
+    runner = await _serve(node, files, settings)
     log.info("node.ready", runtime=ground.runtime.name, cgroup=ground.hierarchies.version)
     await _asked_to_stop()
     node.leave()
+    await files.close()
     await sandboxes.close()
     await runner.cleanup()
+    uploads.close()
+    layers.close()
     await pool.close()
     if not sandboxes.living:
         await _leave_nothing(ground)
     log.info("node.stopped", sandboxes_left=len(sandboxes.living))
 
 
-async def _serve(node: Node, settings: NodeSettings) -> web.AppRunner:
+async def _serve(node: Node, files: FileCalls, settings: NodeSettings) -> web.AppRunner:
     app = web.Application(middlewares=[speak_plainly], client_max_size=MAX_BODY)
-    app.add_routes(node.routes())
+    app.add_routes([*node.routes(), *files.routes()])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5, handler_cancellation=True)
     await runner.setup()
     await web.SockSite(runner, listening_socket(settings.runtime_dir / "node.sock", settings.group)).start()

@@ -1,7 +1,7 @@
 """The node's way to the object store: each save, restore, collection or check is a process of its own.
 
-What a save costs belongs to what changed, not to the node: its memory goes with its process, and a crash of it costs one
-attempt. Requests and answers are lines of JSON, as `sync/__main__.py` has them.
+What a save costs belongs to what changed, not to the node: its memory goes with its process, and a crash of it costs
+one attempt. Requests and answers are lines of JSON, as `sync/__main__.py` has them.
 """
 
 import asyncio

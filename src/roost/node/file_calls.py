@@ -39,7 +39,7 @@ class Places(Protocol):
         """The files of a running sandbox. Whoever asked closes it."""
         ...
 
-    def stored(self, revision: str) -> AbstractAsyncContextManager[Tree]:
+    def stored(self, revision: str, account: int) -> AbstractAsyncContextManager[Tree]:
         """The files of a revision, there and unchangeable until the block ends."""
         ...
 
@@ -99,7 +99,7 @@ class FileCalls:
         id = request.match_info["id"]
 
         async def look() -> web.StreamResponse:
-            async with self._places.stored(id) as tree:
+            async with self._places.stored(id, _number(request, "account", 0)) as tree:
                 return await self._look(request, tree)
 
         return await self._own(id, look())

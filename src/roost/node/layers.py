@@ -170,14 +170,14 @@ class Layers:
 
     # room
 
-    def collect(self, listed: set[str]) -> int:
-        """Removes revisions that nobody lists, unless something stands on them; returns the bytes that came back."""
-        freed = 0
+    def made_since(self, instant_ns: int) -> set[str]:
+        return {id for id in self._ids() if self._read(id).revision.created_ns >= instant_ns}
+
+    def collect(self, listed: set[str]) -> tuple[int, int]:
+        """Removes revisions that nobody lists, unless something stands on them; how many, and the bytes of them."""
         standing = self._standing(listed)
-        for id in self._ids():
-            if id not in listed and id not in standing:
-                freed += self._remove(id)
-        return freed
+        gone = [id for id in self._ids() if id not in listed and id not in standing]
+        return len(gone), sum(map(self._remove, gone))
 
     def make_room(self) -> None:
         """Least recently used stored layers go until the limit is kept."""

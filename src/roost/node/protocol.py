@@ -30,9 +30,9 @@ the sandbox's id and means "make it so".
     PUT    /v1/revisions/{id}/files/{path}?mode=N&revision=ID&account=N&upload=0|1     -> Revision: that file changed
     DELETE /v1/revisions/{id}/files/{path}?revision=ID&account=N&upload=0|1            -> Revision: without it
 
-{place} is /v1/sandboxes/{id} or /v1/revisions/{id}; GET takes `account=N` too, whose it is. {path} is relative to the root
-of the file system, percent-encoded byte by byte, empty for the root; symbolic links are followed inside that root only.
-Contents have no envelope.
+{place} is /v1/sandboxes/{id} or /v1/revisions/{id}; GET also takes the `account=N` whose it is. {path} is relative to
+the root of the file system, percent-encoded byte by byte, empty for the root; symbolic links are followed inside that
+root only. Contents have no envelope.
 
 Errors: status 4xx/5xx with a `Fault` body; `kind` is the name of a class in `roost.errors`.
 """

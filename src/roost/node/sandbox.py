@@ -293,6 +293,7 @@ class Sandbox:
         if self._syncing:
             self._syncing.cancel()
             await asyncio.gather(self._syncing, return_exceptions=True)
+        await self._saver.release_files(self.id)  # whoever looks at its files would keep its disk busy
         member = self.member
         if member and self.record.save and self.state.started_ns is not None:
             await self._save_end(member)
@@ -378,12 +379,17 @@ class Sandbox:
         if self.log:
             self.log.close()
 
+    @property
+    def usable(self) -> bool:
+        """Whether something can still be done in it."""
+        over = self.state.script_ended_ns is not None and not self.record.linger
+        return self.state.phase == "running" and not over and not self._stop.done()
+
     # commands beside the script
 
     async def execute(self, request: Exec) -> ExecResult:
         """Raises Conflict when the sandbox is not running."""
-        over = self.state.script_ended_ns is not None and not self.record.linger
-        if self.state.phase != "running" or over or self._stop.done() or not self.member:
+        if not self.usable or not self.member:
             raise Conflict(f"sandbox {self.id} is not running, so nothing can be executed in it")
         id, self._next_process = self._next_process, self._next_process + 1
         output = _Output(request.output_limit)
@@ -427,7 +433,9 @@ class Sandbox:
 
     def _save(self, state: SandboxState) -> None:
         number = self.member.number if self.member else None
-        self.record = msgspec.structs.replace(self.record, state=state, boot=boot_id(), member=number, stop=self._asked_to_stop)
+        self.record = msgspec.structs.replace(
+            self.record, state=state, boot=boot_id(), member=number, stop=self._asked_to_stop
+        )
         self._records.write(self.record)
 
     def _log_writer(self) -> LogWriter:

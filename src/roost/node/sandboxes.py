@@ -17,6 +17,7 @@ from roost.errors import Conflict, Invalid, NotFound
 from roost.node import log as logs
 from roost.node import member as members
 from roost.node.capacity import disk_is_full
+from roost.node.depot import Depot
 from roost.node.disk import Disk
 from roost.node.guest.channel import GuestLost
 from roost.node.images import ImageStore
@@ -24,6 +25,8 @@ from roost.node.layers import Layers
 from roost.node.member import Ground
 from roost.node.pool import Pool
 from roost.node.protocol import (
+    Collect,
+    Collected,
     Event,
     Exec,
     ExecResult,
@@ -283,11 +286,20 @@ class Sandboxes:
     def member_of(self, id: str) -> members.Member:
         """Of a sandbox in which something can be done. Raises NotFound, Conflict."""
         sandbox = None if id in self._over else self._known(id)
-        if sandbox is None or sandbox.member is None or sandbox.state.phase != "running":
+        if sandbox is None or sandbox.member is None or not sandbox.usable:
             raise Conflict(f"sandbox {id} is not running")
         return sandbox.member
 
     # revisions
+
+    async def collect(self, request: Collect, depot: Depot) -> Collected:
+        """What nobody lists goes, here and in the store, unless a sandbox needs it or it is newer than the list."""
+        spared = self.pinned() | self._layers.made_since(request.before_ns)
+        listed = {id for ids in request.live.values() for id in ids} | spared
+        removed, freed = await asyncio.to_thread(self._layers.collect, listed)
+        for account, ids in request.live.items():
+            freed += await depot.collect(account, [*ids, *spared])
+        return Collected(bytes_freed=freed, revisions_removed=removed)
 
     def pinned(self) -> set[str]:
         """Revisions that sandboxes which are known here began with or have saved."""

@@ -7,7 +7,7 @@ That list is complete by construction: every row, head, pin and save under way, 
 import asyncio
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import structlog
 from sqlalchemy import delete, func, or_, select, union
@@ -125,8 +125,9 @@ class Collection:
         )
         live = {row.id: set(writing) for row in await self._database.read(select(accounts.c.id))}
         for row in await self._database.read(query):
-            if row[1] is not None:
-                live[row[0]].add(row[1])
+            account_id, revision = cast("tuple[int, str | None]", tuple(row))
+            if revision is not None:
+                live[account_id].add(revision)
         return {account_id: sorted(wanted) for account_id, wanted in live.items()}
 
     async def _unlist(self) -> int:

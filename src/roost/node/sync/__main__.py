@@ -47,6 +47,7 @@ class SaveRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=True):
     layers: list[LayerPath]
     image: str
     job: str
+    id: str | None = None
     base: str | None = None
     parent: str | None = None
 
@@ -103,7 +104,7 @@ def run_save(request: SaveRequest) -> object:
     layers = [Layer(Path(one.path), one.first_id, one.live, _path(one.memory)) for one in request.layers]
     cache = _path(request.cache)
     parts = (vault, base, layers, request.image, request.job)
-    with Saving(*parts, parent=request.parent, cache=cache, told=Told()) as saving:
+    with Saving(*parts, id=request.id, parent=request.parent, cache=cache, told=Told()) as saving:
         saving.first_pass()
         if any(layer.live for layer in layers):
             say({"event": "first_pass"})

@@ -81,7 +81,10 @@ class _Checking:
         """Every pack that an index names exists and has the size it should."""
         rows = ((name, found.size) for name, found in self._vault.listed(PACK))
         self._database.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
-        query = "SELECT p.name, p.size, s.size FROM packs p LEFT JOIN listed s ON s.name = p.name WHERE s.size IS NOT p.size"
+        query = (
+            "SELECT p.name, p.size, s.size FROM packs p LEFT JOIN listed s ON s.name = p.name "
+            "WHERE s.size IS NOT p.size"
+        )
         for name, size, found in self._database.execute(query).fetchall():
             if found is None:
                 self.note(PACK, name, "is in the index but missing; if a collection just ran, check again")

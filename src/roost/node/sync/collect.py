@@ -112,9 +112,7 @@ class _Collection:
     def _list_packs(self) -> None:
         # Packs are listed before revisions: what is uploaded later is not looked at in this collection.
         rows = ((name, found.size, found.modified) for name, found in self._vault.listed(PACK))
-        self._database.execute("BEGIN")
         self._database.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?, ?)", rows)
-        self._database.execute("COMMIT")
 
     def _mark_revisions(self, heads: set[str], before: float) -> list[str]:
         """Find everything that live revisions need; returns the ids of those that are not live."""
@@ -124,11 +122,9 @@ class _Collection:
             raise Damaged(f"revision {min(missing)} should be kept but is not in the object store; nothing was removed")
         live = [name for name, modified in found.items() if name in heads or modified > before]
         self._index.refresh()  # a revision just found may need packs that were indexed after the first look
-        self._database.execute("BEGIN")
         for name in live:
             self._told("revision", 1)
             self._mark(revision.read(self._vault, name).manifest)
-        self._database.execute("COMMIT")
         self._found.live_revisions = len(live)
         return sorted(found.keys() - set(live))
 
@@ -180,8 +176,11 @@ class _Collection:
         )
 
     def _sweep(self, lists: Sequence[str]) -> None:
-        query = "SELECT r.name, s.size FROM ripe r LEFT JOIN used u ON u.pack = r.name LEFT JOIN listed s ON s.name = r.name "
-        gone = dict(self._database.execute(query + "WHERE u.pack IS NULL").fetchall())
+        query = (
+            "SELECT r.name, s.size FROM ripe r LEFT JOIN used u ON u.pack = r.name "
+            "LEFT JOIN listed s ON s.name = r.name WHERE u.pack IS NULL"
+        )
+        gone = dict(self._database.execute(query).fetchall())
         (self._found.reprieved_packs,) = self._database.execute(
             "SELECT count(*) FROM ripe JOIN used ON pack = name"
         ).fetchone()
@@ -198,6 +197,8 @@ class _Collection:
         """New index objects without `gone` first, then the old ones go."""
         names = self._vault.names(INDEX)
         joining = len(names) > SMALL_INDEXES
+        if not joining and not gone:
+            return
         replaced: list[str] = []
         kept: list[Pack] = []
         seen: set[str] = set()
@@ -228,8 +229,9 @@ class _Collection:
         dead: list[tuple[str, int]] = []
         moving: list[tuple[str, int]] = []
         query = (
-            "SELECT s.name, s.size, coalesce(u.bytes, 0), (SELECT sum(b.raw) FROM packs p JOIN blocks b ON b.pack = p.id "
-            "WHERE p.name = s.name) FROM listed s LEFT JOIN used u ON u.pack = s.name WHERE s.modified <= ? "
+            "SELECT s.name, s.size, coalesce(u.bytes, 0), "
+            "(SELECT sum(b.raw) FROM packs p JOIN blocks b ON b.pack = p.id WHERE p.name = s.name) "
+            "FROM listed s LEFT JOIN used u ON u.pack = s.name WHERE s.modified <= ? "
             "AND NOT EXISTS (SELECT 1 FROM condemned x WHERE x.pack = s.name)"
         )
         for name, size, live, raw in self._database.execute(query, (before,)).fetchall():

@@ -27,11 +27,11 @@ class _Window:
         self._at = start
         self._end = start + length
 
-    def readinto(self, buffer: memoryview) -> int:
-        room = min(len(buffer), self._end - self._at)
+    def readinto(self, b: memoryview) -> int:
+        room = min(len(b), self._end - self._at)
         if room <= 0:
             return 0
-        count = os.preadv(self._fd, [buffer[:room]], self._at)
+        count = os.preadv(self._fd, [b[:room]], self._at)
         self._at += count
         return count
 
@@ -80,11 +80,12 @@ def stored(fd: int, state: os.stat_result, packer: Packer, pool: ThreadPoolExecu
         if not data:
             found += record(HOLE, length)
             continue
-        parts = [(fd, at, min(SEGMENT, start + length - at), packer) for at in range(start, start + length, SEGMENT)]
-        if len(parts) == 1:
-            found += _segment(*parts[0])
-        else:
-            found += b"".join(pool.map(lambda part: _segment(*part), parts))
+        starts = range(start, start + length, SEGMENT)
+        if len(starts) == 1:
+            found += _segment(fd, start, length, packer)
+            continue
+        tasks = [pool.submit(_segment, fd, at, min(SEGMENT, start + length - at), packer) for at in starts]
+        found += b"".join(task.result() for task in tasks)
     read = sum(int.from_bytes(found[at - 8 : at], "big") for at in range(RECORD, len(found) + 1, RECORD))
     if len(found) <= DIRECT * RECORD:
         return bytes(found), False, read
@@ -92,7 +93,7 @@ def stored(fd: int, state: os.stat_result, packer: Packer, pool: ThreadPoolExecu
 
 
 def _listed(content: bytes, packer: Packer) -> bytes:
-    """Records of chunks that hold `content`. They end where a chunk's name says so, to stay the same around a change."""
+    """Records of chunks that hold `content`. They end where a chunk's name says so, to stay equal around a change."""
     lists: list[bytes] = []
     begin = 0
     for end in range(RECORD, len(content) + 1, RECORD):

@@ -8,7 +8,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,6 @@ class Index:
         self.lock = threading.RLock()
         self._file = file
         self._open()
-        self._names: dict[int, str] = {}
 
     def _open(self) -> None:
         try:
@@ -135,7 +134,8 @@ class Index:
         database.execute("PRAGMA cache_size = -16384")
         database.execute("PRAGMA temp_store = FILE")
         database.execute("PRAGMA synchronous = OFF")
-        database.execute("PRAGMA journal_mode = WAL" if self._file else "PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA temp.journal_mode = MEMORY")
+        database.execute("PRAGMA journal_mode = WAL" if self._file else "PRAGMA journal_mode = MEMORY")
         if database.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
             raise sqlite3.DatabaseError("written by another version")
         database.executescript(_SCHEMA)
@@ -147,7 +147,7 @@ class Index:
             self.database.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self) -> Generator[sqlite3.Connection]:
         """One transaction, and one process at a time."""
         with self.lock, self._exclusive():
             self.database.execute("BEGIN IMMEDIATE")
@@ -159,7 +159,7 @@ class Index:
             self.database.execute("COMMIT")
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> Generator[None]:
         if self._file is None:
             yield
             return
@@ -183,11 +183,11 @@ class Index:
 
     def _refresh(self, database: sqlite3.Connection) -> None:
         listed = set(self._vault.names(INDEX))
-        loaded = {row[0] for row in database.execute("SELECT name FROM objects")}
+        loaded: set[str] = {row[0] for row in database.execute("SELECT name FROM objects")}
         if loaded - listed:
             for table in ("objects", "packs", "blocks", "chunks"):
-                database.execute(f"DELETE FROM {table}")  # noqa: S608: names of ours
-            loaded = set()
+                database.execute(f"DELETE FROM {table}")  # noqa: S608 names of ours
+            loaded.clear()
         for name in sorted(listed - loaded):
             self._insert(database, name, read_index(self._vault, name))
         self._refresh_condemned(database)
@@ -250,11 +250,12 @@ class Index:
         with self.lock:
             for at in range(0, len(wanted), QUESTIONS):
                 some = wanted[at : at + QUESTIONS]
+                marks = ",".join("?" * len(some))
                 query = (
-                    "SELECT c.name, p.name, b.offset, b.stored, b.raw, c.at, c.length, x.pack IS NULL "
+                    "SELECT c.name, p.name, b.offset, b.stored, b.raw, c.at, c.length, x.pack IS NULL "  # noqa: S608
                     "FROM chunks c JOIN blocks b ON b.id = c.block JOIN packs p ON p.id = b.pack "
                     "LEFT JOIN condemned x ON x.pack = p.name "
-                    f"WHERE c.name IN ({','.join('?' * len(some))}) ORDER BY x.pack IS NULL"
+                    f"WHERE c.name IN ({marks}) ORDER BY x.pack IS NULL"  # nothing but question marks
                 )
                 for name, *place, _ in self.database.execute(query, some):
                     found[name] = Place(*place)
@@ -263,5 +264,8 @@ class Index:
     def still_usable(self, packs: set[str]) -> set[str]:
         """Those of `packs` that are named by an index object and not condemned, by what was last refreshed."""
         with self.lock, closing(self.database.cursor()) as cursor:
-            query = "SELECT 1 FROM packs p WHERE p.name = ? AND NOT EXISTS (SELECT 1 FROM condemned x WHERE x.pack = p.name)"
+            query = (
+                "SELECT 1 FROM packs p WHERE p.name = ? "
+                "AND NOT EXISTS (SELECT 1 FROM condemned x WHERE x.pack = p.name)"
+            )
             return {pack for pack in packs if cursor.execute(query, (pack,)).fetchone()}

@@ -29,11 +29,11 @@ BLOCK_ROLE = b"block"
 class _Stream:
     """One of the two kinds of packs while it is being filled."""
 
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list[bytes])
     names: bytearray = field(default_factory=bytearray)
     raw: int = 0
-    pieces: list[bytes] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list[bytes])
+    blocks: list[Block] = field(default_factory=list[Block])
     size: int = 0
     pending: int = 0  # blocks being compressed
 

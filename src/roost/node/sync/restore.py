@@ -15,7 +15,7 @@ from pathlib import Path
 from roost.errors import Conflict, StateUnwritable
 from roost.node.sync import xattrs
 from roost.node.sync.entry import DIRECTORY, FIFO, FILE, HOLE, LINK, WHITEOUT, Entry, depth, split
-from roost.node.sync.fetch import Chunks
+from roost.node.sync.fetch import Chunks, Taker
 from roost.node.sync.files import OPEN_DIRECTORY, beside, raise_file_limit, set_times
 from roost.node.sync.index import Index
 from roost.node.sync.manifest import content_records, entries, pages
@@ -46,10 +46,10 @@ class _Open:
 class _Window:
     """wanted: for each chunk, where it goes."""
 
-    wanted: dict[bytes, list[tuple[_Open, int, int]]] = field(default_factory=dict)
-    files: list[_Open] = field(default_factory=list)
-    left: list[tuple[int, Entry]] = field(default_factory=list)  # directories to finish after it
-    tasks: list[Future[None]] = field(default_factory=list)
+    wanted: dict[bytes, list[tuple[_Open, int, int]]] = field(default_factory=dict[bytes, list[tuple[_Open, int, int]]])
+    files: list[_Open] = field(default_factory=list[_Open])
+    left: list[tuple[int, Entry]] = field(default_factory=list[tuple[int, Entry]])  # directories to finish after it
+    tasks: list[Future[None]] = field(default_factory=list[Future[None]])
     bytes: int = 0
 
 
@@ -85,13 +85,13 @@ class _Restoring:
         self._told = told
         self._most_files = max(16, min(MOST_FILES, raise_file_limit() // 8))
         self._root = os.open(target, OPEN_DIRECTORY)
-        if os.listdir(self._root):
+        if next(os.scandir(self._root), None) is not None:
             os.close(self._root)
             raise Conflict(f"{target} is not empty; restore into an empty directory")
         self._stack: list[tuple[int, Entry]] = []
         self._links: dict[int, tuple[bytes, int]] = {}
         self._window = _Window()
-        self._before: _Window | None = None
+        self._under_way: list[_Window] = []
         self._spanning: _Open | None = None  # a file that is planned over several windows
         self._count = 0
 
@@ -112,7 +112,7 @@ class _Restoring:
 
     def _abandon(self) -> None:
         """After a failure: nothing may stay open. After success there is nothing left to do."""
-        for window in filter(None, (self._before, self._window)):
+        for window in (*self._under_way, self._window):
             for task in window.tasks:
                 task.cancel()
             for task in window.tasks:
@@ -190,7 +190,7 @@ class _Restoring:
         where = beside(directory, name)
         os.chown(name, self._first_id + entry.uid, self._first_id + entry.gid, dir_fd=directory, follow_symlinks=False)
         if entry.kind == FIFO:
-            os.chmod(where, entry.mode)  # a fifo of ours: nothing else can have its name here
+            Path(where).chmod(entry.mode)  # a fifo of ours: nothing else can have its name here
         xattrs.write(where, entry.xattrs, self._first_id)
         set_times(directory, name, entry.mtime)
 
@@ -240,12 +240,14 @@ class _Restoring:
     def _next_window(self) -> None:
         """Begin to fetch what was planned, then wait for the window before it."""
         window, self._window = self._window, _Window()
-        before, self._before = self._before, window
-        window.tasks = self._chunks.begin(window.wanted, self._taker(window)) if window.wanted else []
-        if before is not None:
-            self._complete(before)
+        self._under_way.append(window)
+        if window.wanted:
+            window.tasks = self._chunks.begin(window.wanted, self._taker(window))
+        while len(self._under_way) > 1:
+            self._complete(self._under_way[0])
+            self._under_way.pop(0)
 
-    def _taker(self, window: _Window):
+    def _taker(self, window: _Window) -> Taker:
         def take(name: bytes, data: memoryview) -> None:
             for file, offset, length in window.wanted[name]:
                 if length != len(data):
@@ -260,7 +262,6 @@ class _Restoring:
         """All bytes of the window are written: finish what is whole, files before the directories that hold them."""
         for task in window.tasks:
             task.result()
-        window.tasks = []
         for places in window.wanted.values():
             for file, _, _ in places:
                 file.parts -= 1

@@ -1,6 +1,6 @@
 """Saving a workspace: look at the layers, upload what is new, write the revision last.
 
-`first_pass` may run while the sandbox does; `second_pass` runs while it is frozen and looks again at what changed since;
+`first_pass` may run while the sandbox does; `second_pass` runs while it is frozen and looks again at what changed;
 `commit` writes the rest after it was thawed. Until commit returns, the store has packs that nobody refers to, and
 nothing else; a process that is killed leaves the workspace as it was.
 """
@@ -19,6 +19,7 @@ from roost.clock import now_ns
 from roost.errors import Conflict, Invalid, NotFound
 from roost.node.sync import merge, revision, scan
 from roost.node.sync.fetch import Chunks
+from roost.node.sync.files import write_back
 from roost.node.sync.index import Index
 from roost.node.sync.manifest import Writer, pages
 from roost.node.sync.pack import Packer
@@ -51,7 +52,7 @@ class Saving:
     """One save. Use as a context manager; without `commit` it leaves nothing that counts.
 
     base: the revision that lies below `layers` (lowest first); keep it from being collected meanwhile. parent: the
-    id that the new revision names as its parent, if that is another. cache: this vault's index file, kept between saves.
+    id that the new revision names as its parent, if that is another. cache: this vault's index, kept between saves.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Saving:
         image: str,
         job: str,
         *,
+        id: str | None = None,
         parent: str | None = None,
         cache: Path | None = None,
         told: Told = nobody_told,
@@ -84,7 +86,7 @@ class Saving:
         self._pool = ThreadPoolExecutor(workers, "read")
         self._scans: list[Scan] = []
         self._relied_on = {base.id} if base else set[str]()
-        self.id = revision.new_id()
+        self.id = id or revision.new_id()
         self.counts: list[Counts] = []
         self.frozen_seconds = 0.0
 
@@ -108,6 +110,9 @@ class Saving:
         self._scans = [
             self._look(number, layer, self._remembered(layer), "first") for number, layer in enumerate(self._layers)
         ]
+        for layer in self._layers:
+            if layer.live:  # now rather than while it is frozen
+                write_back(layer.path)
 
     def _remembered(self, layer: Layer) -> Scan | None:
         """The look of an earlier save, as long as the store is bound to keep what was saved then."""
@@ -122,7 +127,7 @@ class Saving:
         return before
 
     def second_pass(self) -> None:
-        """With the sandbox frozen: look again at live layers, where anything changed. Nothing is uploaded to the end."""
+        """With the sandbox frozen: look again at live layers, where anything changed. Uploads go on afterwards."""
         begun = time.monotonic()
         for number, layer in enumerate(self._layers):
             if layer.live and not scan.quiet(layer.path, self._scans[number]):
@@ -138,7 +143,7 @@ class Saving:
             self.counts.append(look.counts)
 
     def commit(self) -> Revision:
-        """The new revision, which is in the store when this returns. Conflict if a collection interfered: save again."""
+        """The new revision, in the store when this returns. Conflict if a collection interfered: save again."""
         writer = Writer(self._packer)
         base = pages(self._base.manifest, self._chunks) if self._base else ()
         merge.written([one.entries() for one in self._scans], base, self._chunks, writer)

@@ -64,7 +64,7 @@ class Counts:
     files: int = 0
     read: int = 0
     taken: int = 0
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list[str])
     remarked: int = 0
 
     def remark(self, key: bytes, text: str) -> None:
@@ -256,7 +256,7 @@ class Look:
             stat.S_IMODE(state.st_mode),
             uid,
             gid,
-            state.st_mtime_ns,
+            _mtime(state),
             opaque=opaque,
             xattrs=xattrs.read(fd, names, self._first_id),
         )
@@ -286,7 +286,7 @@ class Look:
             mode,
             uid,
             gid,
-            state.st_mtime_ns,
+            _mtime(state),
             target=target,
             link=self._group(state),
             xattrs=xattrs.read(where, xattrs.names_of(where), self._first_id),
@@ -325,7 +325,7 @@ class Look:
             stat.S_IMODE(state.st_mode),
             uid,
             gid,
-            state.st_mtime_ns,
+            _mtime(state),
             size=read,
             link=self._group(state),
             xattrs=attributes,
@@ -342,9 +342,14 @@ def _same(known: Seen, state: os.stat_result) -> bool:
         entry.kind == FILE
         and known.inode == state.st_ino
         and known.ctime == state.st_ctime_ns
-        and entry.mtime == state.st_mtime_ns
+        and entry.mtime == _mtime(state)
         and entry.size == state.st_size
     )
+
+
+def _mtime(state: os.stat_result) -> int:
+    """File systems know years to which no signed 64-bit count of nanoseconds reaches (after 2262)."""
+    return min(max(state.st_mtime_ns, -(2**63)), 2**63 - 1)
 
 
 def _sorted_names(fd: int) -> list[str]:
