@@ -189,7 +189,10 @@ class Node:
         return _answer(await self._sandboxes.save(request.match_info["id"], body))
 
     async def revision(self, request: web.Request) -> web.Response:
-        return _answer(self._layers.find(request.match_info["id"]))
+        id, account = request.match_info["id"], request.query.get("account", "0")
+        if self._layers.has(id):
+            return _answer(self._layers.find(id))
+        return _answer(await self._depot.find(int(account), id))
 
     async def collect(self, request: web.Request) -> web.Response:
         body = await _body(request, Collect)

@@ -16,7 +16,9 @@ import msgspec
 
 from roost import errors
 from roost.errors import RoostError
-from roost.node.sync import Options
+from roost.node.protocol import Revision
+from roost.node.sync import Options, Vault, open_store
+from roost.node.sync.revision import read as read_revision
 
 LINE = 4 * 1024 * 1024  # bytes; an answer's longest line
 PROCESSES = 2  # at once; each may use 200 MB and a CPU
@@ -88,10 +90,26 @@ class Depot:
         result = await self._run("save", request, freeze, thaw)
         return Saved(result["revision"]["size"], result["revision"]["stored"])
 
-    async def restore(self, account: int, id: str, target: Path) -> dict[str, Any]:
+    async def find(self, account: int, id: str) -> Revision:
+        """What the store says of a revision. Raises NotFound."""
+        return await asyncio.to_thread(self._read, account, id)
+
+    def _read(self, account: int, id: str) -> Revision:
+        store = open_store(self._settings.url, self._settings.options)
+        told = read_revision(Vault(store, str(account), self._settings.key), id)
+        return Revision(
+            id=told.id,
+            parent=told.parent,
+            image=told.image,
+            created_ns=told.time,
+            size=told.size,
+            stored=True,
+            stored_bytes=told.stored,
+        )
+
+    async def restore(self, account: int, id: str, target: Path) -> None:
         """Everything that the revision has above its image, with container ids. Raises NotFound."""
-        request = {**self._where(account), "revision": id, "target": str(target), "first_id": 0}
-        return (await self._run("restore", request))["revision"]
+        await self._run("restore", {**self._where(account), "revision": id, "target": str(target), "first_id": 0})
 
     async def collect(self, account: int, heads: Sequence[str]) -> int:
         """Frees what no revision in `heads` needs; returns bytes."""

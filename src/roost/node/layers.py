@@ -19,12 +19,12 @@ from roost import linux
 from roost.errors import NotFound
 from roost.node.canonical import canonicalise, size_of
 from roost.node.depot import Depot
-from roost.node.disk import Disk, Disks, mount_image, unmount
+from roost.node.disk import GIB, Disk, Disks, mount_image, unmount
 from roost.node.images import Hold, ImageStore
 from roost.node.protocol import Revision
 
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
-IMAGE_GIB = 64  # of a restored layer's sparse file: the largest disk that a sandbox may have
+LARGEST_GIB = 128  # of a restored layer's sparse file
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -151,21 +151,14 @@ class Layers:
             if self._has(id):
                 return
             point = self._directory / id
-            disk = await self._disks.make(f"layer-{id}", point, IMAGE_GIB, owner=0)
+            revision = await self._depot.find(account, id)
+            gib = min(LARGEST_GIB, 2 + 2 * revision.size // GIB)  # the file is sparse; ext4 has its own needs
+            disk = await self._disks.make(f"layer-{id}", point, gib, owner=0)
             try:
-                told = await self._depot.restore(account, id, disk.upper)
+                await self._depot.restore(account, id, disk.upper)
             except BaseException:
                 await asyncio.to_thread(disk.remove)
                 raise
-            revision = Revision(
-                id=id,
-                parent=told["parent"],
-                image=told["image"],
-                created_ns=told["time"],
-                size=told["size"],
-                stored=True,
-                stored_bytes=told["stored"],
-            )
             await asyncio.to_thread(self.keep, disk, revision, None)
 
     # room
