@@ -14,6 +14,7 @@ JOBS = "/api/v1/mags-jobs"
 OLDER = (  # back to schema 0001
     "DROP INDEX one_writer",
     "DROP INDEX jobs_by_workspace",
+    "DROP INDEX users_of_base",
     "DROP TABLE files",
     "DROP TABLE revisions",
     "DROP TABLE workspaces",

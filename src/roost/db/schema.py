@@ -88,6 +88,12 @@ jobs = Table(
         unique=True,
         sqlite_where=text("workspace IS NOT NULL AND status IN ('pending', 'running')"),
     ),
+    Index(
+        "users_of_base",
+        "account_id",
+        "base_workspace",
+        sqlite_where=text("base_workspace IS NOT NULL AND status IN ('pending', 'running')"),
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import Executable, Insert, Row, Select, case, func, insert, or_, select, update
+from sqlalchemy import Executable, Insert, Row, Select, and_, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from roost import ids
@@ -214,10 +214,10 @@ async def find(database: Database, account_id: int, reference: str) -> Job:
     Among equals a name counts before a workspace. Raises NotFound.
     """
     liveness = case((jobs.c.status == "running", 0), (jobs.c.status == "pending", 1), else_=2)
+    ways = (jobs.c.request_id, jobs.c.name, jobs.c.workspace)  # each with the account, so that each uses its index
     query = (
         _jobs()
-        .where(jobs.c.account_id == account_id)
-        .where(or_(jobs.c.request_id == reference, jobs.c.name == reference, jobs.c.workspace == reference))
+        .where(or_(*(and_(jobs.c.account_id == account_id, column == reference) for column in ways)))
         .order_by(
             case((jobs.c.request_id == reference, 0), else_=1),
             liveness,

@@ -57,6 +57,10 @@ class Depot:
         self._room = asyncio.Semaphore(PROCESSES)
         caches.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def beside(self, directory: Path) -> "Depot":
+        """Another store, on this machine, that its user removes."""
+        return Depot(StoreSettings(directory.as_uri(), Options()), directory / "indexes")
+
     async def save(
         self,
         account: int,

@@ -8,6 +8,8 @@ A layer that is not in the store, or that something mounted or listed here stand
 
 import asyncio
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +20,25 @@ import structlog
 from roost import linux
 from roost.errors import NotFound
 from roost.node.canonical import canonicalise, size_of
-from roost.node.depot import Depot
+from roost.node.depot import Depot, Source
 from roost.node.disk import GIB, Disk, Disks, mount_image, unmount
 from roost.node.images import Hold, ImageStore
 from roost.node.protocol import Revision
 
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
-LARGEST_GIB = 128  # of a restored layer's sparse file
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """The file beside a layer's disk image. `parent`: the layer below, None for one that stands on the image alone."""
+    """The file beside a layer's disk image. `parent`: the layer below, None for one that stands on the image alone.
+
+    It names its disk image, so that replacing a layer by a flat one is one step.
+    """
 
     revision: Revision
     parent: str | None
+    disk: str
 
 
 @dataclass
@@ -85,14 +90,25 @@ class Layers:
         return Stack(kept.revision, [*lowers, hold.path], self, ids, hold)
 
     async def _ids_of(self, account: int, revision: str) -> list[str]:
-        if not self._has(revision):
+        if not self._has(revision) or not self._whole(revision):
             await self._restore(account, revision)
+        return self._chain(revision)
+
+    def _chain(self, revision: str) -> list[str]:
+        """The layers that it stands on, the newest first."""
         ids: list[str] = []
         at: str | None = revision
         while at is not None:
             ids.append(at)
             at = self._read(at).parent
         return ids
+
+    def _whole(self, revision: str) -> bool:
+        try:
+            self._chain(revision)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _pin(self, ids: list[str]) -> None:
         for id in ids:
@@ -132,8 +148,28 @@ class Layers:
         unmount(disk.mountpoint)
         with disk.image.open("rb") as image:
             os.fsync(image.fileno())
-        disk.image.rename(self._image(revision.id))
-        self._write(Kept(revision, parent))
+        name = f"{revision.id}-{secrets.token_hex(4)}.img"
+        disk.image.rename(self._directory / name)
+        before = self._image(revision.id) if self._has(revision.id) else None
+        self._write(Kept(revision, parent, name))
+        if before:
+            unmount(self._directory / revision.id)
+            before.unlink(missing_ok=True)
+
+    async def flatten_if_deep(self, account: int, id: str) -> None:
+        """A stack that has grown too deep for one mount becomes a single layer, by way of a store of its own."""
+        ids = self._chain(id)
+        if len(ids) <= DEEPEST:
+            return
+        kept = self._read(id)
+        sources = [Source(await self._mounted(one), 0) for one in reversed(ids)]
+        scratch = self._directory / f"flatten-{id}"
+        depot = self._depot.beside(scratch)
+        try:
+            await depot.save(account, id, None, None, sources, kept.revision.image, "flatten")
+            await self._fill(depot, account, await depot.find(account, id), kept.revision)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def path(self, id: str) -> tuple[Path, str | None]:
         """Where a layer's files are, and the layer below it."""
@@ -143,23 +179,27 @@ class Layers:
         """It is in the object store now."""
         kept = self._read(id)
         revision = msgspec.structs.replace(kept.revision, stored=True, size=size, stored_bytes=stored_bytes)
-        self._write(Kept(revision, kept.parent))
+        self._write(Kept(revision, kept.parent, kept.disk))
 
     async def _restore(self, account: int, id: str) -> None:
         """One layer with everything above the image; half-restored ones have no file beside them and are swept."""
         async with self._mounting.setdefault(id, asyncio.Lock()):
-            if self._has(id):
-                return
-            point = self._directory / id
-            revision = await self._depot.find(account, id)
-            gib = min(LARGEST_GIB, 2 + 2 * revision.size // GIB)  # the file is sparse; ext4 has its own needs
-            disk = await self._disks.make(f"layer-{id}", point, gib, owner=0)
-            try:
-                await self._depot.restore(account, id, disk.upper)
-            except BaseException:
-                await asyncio.to_thread(disk.remove)
-                raise
+            if not self._has(id) or not self._whole(id):
+                revision = await self._depot.find(account, id)
+                await self._fill(self._depot, account, revision, revision)
+
+    async def _fill(self, depot: Depot, account: int, found: Revision, revision: Revision) -> None:
+        gib = 2
+        while gib * GIB < 2 * found.size + GIB:  # the file is sparse; ext4 has its own needs
+            gib *= 2
+        name = f"layer-{revision.id}"
+        disk = await self._disks.make(name, self._directory / name, gib, owner=0)
+        try:
+            await depot.restore(account, revision.id, disk.upper)
             await asyncio.to_thread(self.keep, disk, revision, None)
+        finally:
+            await asyncio.to_thread(disk.remove)
+            disk.mountpoint.rmdir()
 
     # room
 
@@ -197,10 +237,11 @@ class Layers:
         return standing
 
     def _remove(self, id: str) -> int:
-        size = self._image(id).stat().st_blocks * 512
+        image = self._image(id)
+        size = image.stat().st_blocks * 512
         self._meta(id).unlink(missing_ok=True)
         unmount(self._directory / id)
-        self._image(id).unlink(missing_ok=True)
+        image.unlink(missing_ok=True)
         (self._directory / id).rmdir() if (self._directory / id).exists() else None
         return size
 
@@ -213,7 +254,7 @@ class Layers:
         return self._meta(id).exists()
 
     def _image(self, id: str) -> Path:
-        return self._directory / f"{id}.img"
+        return self._directory / self._read(id).disk
 
     def _meta(self, id: str) -> Path:
         return self._directory / f"{id}.json"
@@ -231,12 +272,12 @@ class Layers:
 
     def sweep(self) -> None:
         """At start: what a crash left half-kept or half-restored, and mounts that nobody needs."""
-        known = set(self._ids())
+        known = {self._read(id).disk for id in self._ids()}
         for entry in self._directory.iterdir():
             if entry.is_dir():
                 unmount(entry)
-                entry.rmdir()
-            elif entry.suffix == ".new" or (entry.suffix == ".img" and entry.stem not in known):
+                shutil.rmtree(entry)
+            elif entry.suffix == ".new" or (entry.suffix == ".img" and entry.name not in known):
                 entry.unlink()
 
     def close(self) -> None:

@@ -279,7 +279,7 @@ class Sandboxes:
             await members.destroy(ground, number)
         await ground.network.sweep(keep)
         kept = {ground.site(number).container_id for number in keep}
-        for image in self._disks.glob("roost-*.img"):
+        for image in self._disks.glob("*.img"):
             if image.stem not in kept:
                 image.unlink()
 

@@ -129,7 +129,8 @@ class Saver:
             await asyncio.to_thread(self._layers.keep, disk, revision, below)
         if request.upload:
             await self.upload(request, self._memory(record) if record else None)
-        self._layers.make_room()
+        await self._layers.flatten_if_deep(request.account, request.revision)
+        await asyncio.to_thread(self._layers.make_room)
         return self._layers.find(request.revision)
 
     async def upload(self, request: SaveRequest, memory: Path | None = None) -> None:

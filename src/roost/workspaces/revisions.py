@@ -154,15 +154,11 @@ def saved(job: "Job", revision: protocol.Revision, final: bool) -> tuple[Executa
     its_workspace = named(job.account_id, job.workspace or "")
     periodic = not final and revision.id != job.save_revision
     row = _row(revision, job.request_id, periodic, and_(its_workspace, unended))
-    earlier = revisions.c.request_id == job.request_id
+    earlier = and_(revisions.c.id == workspaces.c.head, revisions.c.request_id == job.request_id)
     if not final:
         earlier = and_(earlier, revisions.c.created_ns <= revision.created_ns)
     began = select(jobs.c.start_revision).where(jobs.c.seq == job.seq).scalar_subquery()
-    ours = or_(
-        workspaces.c.head.is_(None),
-        workspaces.c.head == began,
-        workspaces.c.head.in_(select(revisions.c.id).where(earlier)),
-    )
+    ours = or_(workspaces.c.head.is_(None), workspaces.c.head == began, exists().where(earlier))
     move = update(workspaces).where(its_workspace, unended, ours).values(head=revision.id, used_ns=now_ns())
     return row, move
 

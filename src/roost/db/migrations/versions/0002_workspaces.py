@@ -9,6 +9,7 @@ branch_labels = None
 depends_on = None
 
 UNFINISHED_WRITER = "workspace IS NOT NULL AND status IN ('pending', 'running')"
+UNFINISHED_USER = "base_workspace IS NOT NULL AND status IN ('pending', 'running')"
 
 
 def upgrade() -> None:
@@ -61,3 +62,4 @@ def _extend_jobs() -> None:
     op.create_index(
         "one_writer", "jobs", ["account_id", "workspace"], unique=True, sqlite_where=sa.text(UNFINISHED_WRITER)
     )
+    op.create_index("users_of_base", "jobs", ["account_id", "base_workspace"], sqlite_where=sa.text(UNFINISHED_USER))
