@@ -320,6 +320,15 @@ class Sandbox:
             log.error("sandbox.unsaved", id=self.id, error=str(error))
             await self._become_surely(save_error=f"the workspace could not be saved: {error}")
 
+    async def conclude(self, disk: Disk, first_id: int, lost: str) -> None:
+        """After a restart of the node that found its guest init gone and its disk still there: saved, then ended."""
+        await self.finish_saving(disk, first_id)
+        if self.state.script_ended_ns is None:
+            await self._become_surely(script_ended_ns=now_ns(), cause="lost", reason=lost)
+        self.release()
+        await self._become_surely(phase="ended", ended_ns=now_ns())
+        self.ended.set()
+
     @property
     def _last_saved(self) -> str | None:
         return self.state.revision.id if self.state.revision else None
@@ -432,7 +441,7 @@ class Sandbox:
                 await asyncio.sleep(0.5)
 
     def _save(self, state: SandboxState) -> None:
-        number = self.member.number if self.member else None
+        number = self.member.number if self.member else self.record.member
         self.record = msgspec.structs.replace(
             self.record, state=state, boot=boot_id(), member=number, stop=self._asked_to_stop
         )

@@ -62,6 +62,7 @@ class Sandboxes:
         self._sandboxes: dict[str, Sandbox] = {}
         self._over: dict[str, SandboxState] = {}  # ended before this node started; not yet forgotten
         self._starting: dict[str, asyncio.Task[None]] = {}
+        self._concluding: set[asyncio.Task[None]] = set()
         self._listeners: set[asyncio.Queue[SandboxState]] = set()
         self._pool: Pool | None = None
         self._guard: asyncio.Task[None] | None = None
@@ -226,23 +227,21 @@ class Sandboxes:
             sandbox.release()
             await self._its_pool.used(member)
             self._discard(id)
-        elif unsaved:
-            self._over[id] = await self._save_orphan(record)
+        elif unsaved and record.member is not None:
+            self._sandboxes[id] = sandbox = self._sandbox(record, None)
+            self._concluding.add(asyncio.create_task(self._conclude(sandbox, record.member)))
         elif record.state.phase == "starting":
             self._discard(id)  # whoever asked for it asks again
         else:
             self._over[id] = self._lost(record)
 
-    async def _save_orphan(self, record: Record) -> SandboxState:
-        """Its processes are gone, its disk is here: what it wrote is saved before anything is told."""
-        assert record.member is not None
-        site = self._ground.site(record.member)
+    async def _conclude(self, sandbox: Sandbox, number: int) -> None:
+        """Its processes are gone, its disk is here: what it wrote is saved before its end is told."""
+        site = self._ground.site(number)
         await self._ground.runtime.destroy(site.container_id)
-        sandbox = self._sandbox(record, None)
-        disk = Disk(self._disks / f"{site.container_id}.img", site.disk, record.limits.disk_gb)
-        await sandbox.finish_saving(disk, site.first_id)
-        await self._its_pool.destroyed(record.member)
-        return self._lost(sandbox.record)
+        disk = Disk(self._disks / f"{site.container_id}.img", site.disk, sandbox.limits.disk_gb)
+        await sandbox.conclude(disk, site.first_id, LOST)
+        await self._its_pool.destroyed(number)
 
     async def _hold_again(self, record: Record) -> Lower | None:
         """None when it was removed while no node held it; the sandbox's mount keeps what it needs."""
@@ -335,7 +334,7 @@ class Sandboxes:
         """Sandboxes that live stay, for the node that comes next."""
         if self._guard:
             self._guard.cancel()
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*self._starting.values(), *self._concluding, return_exceptions=True)
         for sandbox in self._sandboxes.values():
             await sandbox.let_go()
 
