@@ -68,6 +68,9 @@ def settings_of(directory: Path, number: int) -> NodeSettings:
         runtime_dir=directory / "run",
         instance=number,
         images=directory / "images",
+        store=None,
+        store_options=None,
+        layer_cache_gb=1,
         prefix6=None,
         runtime=None,
         min_pool_size=0,
@@ -118,7 +121,7 @@ class World:
 
     async def attach(self, member: Member, image: Path | None = None) -> None:
         async with asyncio.timeout(LIMIT):
-            await member.mount(image or self.image, IDLE)
+            await member.mount([image or self.image], IDLE)
             await member.guest.attach("nest")
         member.forget_mounts()
 
