@@ -5,6 +5,7 @@ one attempt. Requests and answers are lines of JSON, as `sync/__main__.py` has t
 """
 
 import asyncio
+import contextlib
 import sys
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from roost import errors
-from roost.errors import RoostError
+from roost.errors import NotFound, RoostError
 from roost.node.protocol import Revision
 from roost.node.sync import Options, Vault, open_store
 from roost.node.sync.revision import read as read_revision
@@ -73,7 +74,13 @@ class Depot:
         freeze: Frozen | None = None,
         thaw: Callable[[], None] | None = None,
     ) -> Saved:
-        """`base` lies in the store, below `layers`, the lowest first. Live layers are frozen for the second pass."""
+        """`base` lies in the store, below `layers`, the lowest first. Live layers are frozen for the second pass.
+
+        An id that the store has already is that revision: its save had succeeded, and only the news of it was lost.
+        """
+        with contextlib.suppress(NotFound):
+            known = await self.find(account, id)
+            return Saved(known.size, known.stored_bytes)
         request = {
             **self._where(account),
             "id": id,
