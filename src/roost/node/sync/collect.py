@@ -26,7 +26,9 @@ from roost.node.sync.vault import CONDEMNED, INDEX, PACK, REVISION, Vault
 
 CLOCK = "clock"
 KEPT_SHARE = 0.5  # a pack of which less is live is rewritten
+YOUNG = 1e18  # seconds: too young to be condemned in this collection
 MOVED = 500  # chunks moved at a time
+SMALL_PACK, SMALL_PACKS = 1024 * 1024, 32  # more than so many packs of less than so many bytes are joined
 SMALL_INDEXES = 32  # with more index objects than this, small ones are joined
 SAVE_LIMIT = 3600.0  # seconds; a smaller grace is only for stores that nobody writes to
 
@@ -95,7 +97,7 @@ class _Collection:
             self._vault.delete(REVISION, name)
         self._found.revisions = len(dead)
         lists = self._ripe_lists(before)
-        self._choose()
+        self._count_use()
         self._sweep(lists)
         self._condemn(before)
         return self._found
@@ -166,11 +168,21 @@ class _Collection:
             "LEFT JOIN condemned x ON x.pack = p.name WHERE true "
             "ORDER BY x.pack IS NULL, p.id ON CONFLICT (name) DO UPDATE SET pack = excluded.pack"
         )
-        lost = self._database.execute(
-            "SELECT l.name FROM live l LEFT JOIN chosen c ON c.name = l.name WHERE c.name IS NULL LIMIT 1"
-        ).fetchone()
-        if lost is not None:
-            raise Damaged(f"chunk {lost[0].hex()} of a live revision is missing from the object store")
+
+    def _lost(self) -> bytes | None:
+        """A live chunk that is in no pack."""
+        query = "SELECT l.name FROM live l LEFT JOIN chosen c ON c.name = l.name WHERE c.name IS NULL LIMIT 1"
+        row = self._database.execute(query).fetchone()
+        return None if row is None else row[0]
+
+    def _count_use(self) -> None:
+        self._choose()
+        if self._lost() is not None:  # the packs of a revision that came after the listing
+            rows = ((name, found.size, YOUNG) for name, found in self._vault.listed(PACK))
+            self._database.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?, ?)", rows)
+            self._choose()
+        if (lost := self._lost()) is not None:
+            raise Damaged(f"chunk {lost.hex()} of a live revision is missing from the object store")
         self._database.execute(
             "INSERT INTO used SELECT p.name, sum(c.length) FROM chosen c JOIN packs p ON p.id = c.pack GROUP BY p.id"
         )
@@ -225,9 +237,10 @@ class _Collection:
         self._vault.create(INDEX, secrets.token_hex(16), encode_index(packs))
 
     def _condemn(self, before: float) -> None:
-        """Dead packs, mostly dead ones after what lives in them was moved, and packs that no index knows."""
+        """Dead packs; mostly dead or many small ones, after what lives in them was moved; and those no index knows."""
         dead: list[tuple[str, int]] = []
         moving: list[tuple[str, int]] = []
+        small: list[tuple[str, int]] = []
         query = (
             "SELECT s.name, s.size, coalesce(u.bytes, 0), "
             "(SELECT sum(b.raw) FROM packs p JOIN blocks b ON b.pack = p.id WHERE p.name = s.name) "
@@ -239,6 +252,10 @@ class _Collection:
                 dead.append((name, size))
             elif live < raw * KEPT_SHARE:
                 moving.append((name, size))
+            elif size < SMALL_PACK:
+                small.append((name, size))
+        if len(small) > SMALL_PACKS:
+            moving += small
         if moving:
             self._move([name for name, _ in moving])
         if dead or moving:

@@ -18,6 +18,7 @@ from roost.node.sync.vault import INDEX, PACK, Vault
 
 BLOCK = 256 * 1024  # bytes; larger ones compress no better, and reading one small file takes a whole block
 PACK_BYTES = 8 * 1024 * 1024
+BLOCK_CHUNKS, PACK_CHUNKS = 2048, 32_768  # tiny files: what is known of them must stay small too
 INDEX_PACKS, INDEX_CHUNKS = 16, 50_000  # an index object is written after so many
 BLOCKS_UNDER_WAY = 24
 UPLOADS = 4
@@ -35,7 +36,7 @@ class _Stream:
     pieces: list[bytes] = field(default_factory=list[bytes])
     blocks: list[Block] = field(default_factory=list[Block])
     size: int = 0
-    pending: int = 0  # blocks being compressed
+    chunks: int = 0  # in its blocks
 
 
 class Packer:
@@ -76,7 +77,7 @@ class Packer:
                 return name
             self._remember(name)
             stream = self._streams[tree]
-            if stream.raw and stream.raw + len(data) > BLOCK:
+            if stream.raw and (stream.raw + len(data) > BLOCK or len(stream.names) >= BLOCK_CHUNKS * CHUNK_ROW):
                 full = self._cut(stream)
             stream.parts.append(bytes(data))
             stream.names += name + len(data).to_bytes(4, "big")
@@ -118,7 +119,6 @@ class Packer:
     def _cut(self, stream: _Stream) -> tuple[bytes, bytes]:
         block = b"".join(stream.parts), bytes(stream.names)
         stream.parts, stream.names, stream.raw = [], bytearray(), 0
-        stream.pending += 1
         return block
 
     def _begin(self, tree: bool, data: bytes, names: bytes) -> None:
@@ -149,17 +149,18 @@ class Packer:
             self._blocks.release()
         with self._lock:
             stream = self._streams[tree]
-            stream.pending -= 1
             stream.pieces.append(sealed)
             stream.blocks.append(Block(stream.size, len(sealed), len(data), names))
             stream.size += len(sealed)
-            full = self._cut_pack(stream) if stream.size >= PACK_BYTES else None
+            stream.chunks += len(names) // CHUNK_ROW
+            enough = stream.size >= PACK_BYTES or stream.chunks >= PACK_CHUNKS
+            full = self._cut_pack(stream) if enough else None
         if full is not None:
             self._begin_upload(*full)
 
     def _cut_pack(self, stream: _Stream) -> tuple[list[bytes], list[Block]]:
         pack = stream.pieces, stream.blocks
-        stream.pieces, stream.blocks, stream.size = [], [], 0
+        stream.pieces, stream.blocks, stream.size, stream.chunks = [], [], 0, 0
         return pack
 
     def _begin_upload(self, pieces: list[bytes], blocks: list[Block]) -> None:

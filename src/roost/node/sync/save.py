@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from roost.clock import now_ns
 from roost.errors import Conflict, Invalid, NotFound
@@ -52,7 +53,8 @@ class Saving:
     """One save. Use as a context manager; without `commit` it leaves nothing that counts.
 
     base: the revision that lies below `layers` (lowest first); keep it from being collected meanwhile. parent: the
-    id that the new revision names as its parent, if that is another. cache: this vault's index, kept between saves.
+    id that the new revision names as its parent, if that is another. id: of the new one, if the caller has chosen it.
+    cache: this vault's index, kept between saves.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Saving:
         self._job = job
         self._parent = parent or (base.id if base else None)
         self._told = told
-        self._work = tempfile.TemporaryDirectory(prefix="roost-save-")
+        self._files: list[IO[bytes]] = []
         self._index = Index(vault, cache)
         self._index.refresh()
         workers = max(2, os.cpu_count() or 2)
@@ -103,13 +105,12 @@ class Saving:
         self._packer.close()
         self._chunks.close()
         self._index.close()
-        self._work.cleanup()
+        for file in self._files:
+            file.close()
 
     def first_pass(self) -> None:
         """Read the layers; of live ones, what is still being written may be read again later."""
-        self._scans = [
-            self._look(number, layer, self._remembered(layer), "first") for number, layer in enumerate(self._layers)
-        ]
+        self._scans = [self._look(layer, self._remembered(layer)) for layer in self._layers]
         for layer in self._layers:
             if layer.live:  # now rather than while it is frozen
                 write_back(layer.path)
@@ -131,14 +132,16 @@ class Saving:
         begun = time.monotonic()
         for number, layer in enumerate(self._layers):
             if layer.live and not scan.quiet(layer.path, self._scans[number]):
-                self._scans[number] = self._look(number, layer, self._scans[number], "second")
+                self._scans[number] = self._look(layer, self._scans[number])
         self.frozen_seconds = time.monotonic() - begun
 
-    def _look(self, number: int, layer: Layer, before: Scan | None, which: str) -> Scan:
+    def _look(self, layer: Layer, before: Scan | None) -> Scan:
         look = Look(self._packer, self._pool, layer.first_id, layer.live, self._told)
-        file = Path(self._work.name) / f"{which}-{number}"
+        # A file without a name: nothing is left of it if this process is killed.
+        file = tempfile.TemporaryFile()  # noqa: SIM115 it is closed with this save
+        self._files.append(file)
         try:
-            return look.write(layer.path, file, before, self.id)
+            return look.write(layer.path, Path(f"/proc/self/fd/{file.fileno()}"), before, self.id)
         finally:
             self.counts.append(look.counts)
 

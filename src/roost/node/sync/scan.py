@@ -159,7 +159,7 @@ class Look:
         self.counts = Counts()
 
     def write(self, layer: Path, to: Path, before: Scan | None, revision: str) -> Scan:
-        """Look at everything and leave a scan in the new file `to`."""
+        """Look at everything and leave a scan in the empty file `to`."""
         root = os.open(layer, OPEN_DIRECTORY | os.O_NOATIME)
         try:
             self._settled_before = time.time_ns() - CLOCK
@@ -332,7 +332,7 @@ class Look:
             lists=lists,
             content=content,
         )
-        settled = read == state.st_size and (not self._live or state.st_ctime_ns < self._settled_before)
+        settled = read == state.st_size and state.st_ctime_ns < self._settled_before
         return Seen(entry, state.st_ino, state.st_ctime_ns, settled)
 
 
