@@ -1,7 +1,7 @@
 """Workspaces in object storage: what a layer stack changed over its image, saved, restored, collected and checked.
 
 The order of things in one account: packs of chunks, then the index objects that name them, then the revision. Every
-object is created once and never changed, so a revision exists wholly or not at all. Heads, names and locks are not here.
+object is created once and never changed, so a revision exists wholly or not at all. Heads, names, locks: not here.
 """
 
 from roost.node.sync.check import Problem, check

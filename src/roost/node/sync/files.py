@@ -6,6 +6,7 @@ No function here follows a symbolic link in its last component, and none takes a
 import ctypes
 import os
 import resource
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -19,6 +20,15 @@ def syncfs(fd: int) -> None:
     if _libc.syncfs(ctypes.c_int(fd)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"syncfs: {os.strerror(number)}")
+
+
+def write_back(directory: Path) -> None:
+    """syncfs by path."""
+    fd = os.open(directory, OPEN_DIRECTORY)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def raise_file_limit() -> int:
@@ -45,4 +55,9 @@ def written_sectors(fd: int) -> int | None:
             fields = file.read().split()
     except OSError:
         return None
-    return int(fields[4]) + int(fields[6])  # writes completed, sectors written
+    return int(fields[6])  # sectors; the count of writes grows with each flush that syncfs makes
+
+
+def set_times(directory: int, name: str, mtime: int) -> None:
+    """Of a symbolic link or anything else, by name; mtime in nanoseconds."""
+    os.utime(name, ns=(max(0, mtime), mtime), dir_fd=directory, follow_symlinks=False)

@@ -1,4 +1,4 @@
-"""What happens to bytes on their way to the store and back: named by BLAKE3, compressed by zstd, encrypted if there is a key.
+"""What happens to bytes on their way to the store: named by BLAKE3, compressed by zstd, encrypted if there is a key.
 
 With a key, names are keyed hashes and contents AES-256-GCM, so the store learns neither; equal chunks still have equal
 names within what shares the key. A sealed value is bound to its role, so that one cannot be passed off as another.
@@ -23,7 +23,7 @@ OVERHEAD = 1 + NONCE_BYTES + 16  # bytes that sealing adds to a compressed value
 
 
 class Damaged(RoostError):
-    """What the store returned is not what was written (or was written with another key). Run `roost workspace check`."""
+    """What the store returned is not what was written, or was written with another key: run `roost workspace check`."""
 
 
 class Seal:

@@ -4,13 +4,14 @@ Objects are created once and never changed. A create whose answer was lost shows
 repeated; it counts as done only if what is there is, byte for byte, what was to be written. Calls block: use threads.
 """
 
-import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,9 +22,11 @@ from obstore import exceptions as failure
 from obstore.store import LocalStore, from_url
 
 from roost.errors import Conflict, Invalid, NotFound, RoostError, StateUnwritable
-from roost.node.sync.files import syncfs
+from roost.node.sync.files import write_back
 
 T = TypeVar("T")
+
+_list: Any = getattr(obstore, "list")  # noqa: B009 its stub names a library that is not here
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds between attempts; doubled each time, with full jitter
 PAGE = 1000  # objects in one answer to a listing, the most that S3 gives
@@ -125,12 +128,13 @@ class Store:
             raise Conflict(f"the object store holds another object at {name}") from error
 
     def _holds(self, name: str, data: bytes) -> bool:
-        try:
-            if int(obstore.head(self._remote, name)["size"]) != len(data):
-                return False
-        except FileNotFoundError as error:  # S3 answers 409 while another attempt is still under way
-            raise _Again("an unfinished write holds the name") from error
-        return memoryview(obstore.get(self._remote, name).bytes()) == data
+        def size() -> int:
+            try:
+                return int(obstore.head(self._remote, name)["size"])
+            except FileNotFoundError as error:  # S3 answers 409 while another attempt is still under way
+                raise _Again("an unfinished write holds the name") from error
+
+        return self._attempt(f"head {name}", size) == len(data) and self.read(name, len(data)) == data
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole object. NotFound if it is missing, StoreUnavailable if it is larger than `limit` bytes."""
@@ -165,17 +169,17 @@ class Store:
         """All objects below `prefix` (whole path segments), in no particular order."""
         last: str | None = None
         while True:
-            page = self._attempt(f"list {prefix}", lambda after=last: self._page(prefix, after))
+            page = self._attempt(f"list {prefix}", partial(self._page, prefix, last))
             yield from page
             if self._local is not None or len(page) < PAGE:
                 return
             last = page[-1].name
 
     def _page(self, prefix: str, after: str | None) -> "list[Listed]":
-        found = obstore.list(self._remote, prefix, offset=after, chunk_size=PAGE)
-        if self._local is not None:  # a directory is listed unsorted, so it cannot be continued from a name
-            return [_listed(meta) for batch in found for meta in batch]
-        return sorted((_listed(meta) for meta in next(iter(found), [])), key=lambda one: one.name)
+        found: Iterable[Any] = _list(self._remote, prefix, offset=after, chunk_size=PAGE)
+        # A directory is listed unsorted, so it cannot be continued from a name.
+        batches = found if self._local is not None else islice(found, 1)
+        return sorted((_listed(meta) for batch in batches for meta in batch), key=lambda one: one.name)
 
     def delete(self, name: str) -> None:
         """Make sure that there is no such object."""
@@ -189,13 +193,9 @@ class Store:
         self._attempt(f"delete {name}", delete)
 
     def settle(self) -> None:
-        """Return when everything created so far survives a loss of power. Remote stores promise that with each answer."""
+        """Return when all that was created survives a loss of power. Remote stores promise that with each answer."""
         if self._local is not None:
-            fd = os.open(self._local, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                syncfs(fd)
-            finally:
-                os.close(fd)
+            write_back(self._local)
 
     def _attempt(self, what: str, call: Callable[[], T]) -> T:
         last: BaseException | None = None
@@ -203,7 +203,7 @@ class Store:
             if attempt:
                 self.retried += 1
                 pause = min(LAST_PAUSE, FIRST_PAUSE * 2**attempt)
-                time.sleep(random.uniform(pause / 4, pause))  # noqa: S311: jitter, not a secret
+                time.sleep(random.uniform(pause / 4, pause))  # noqa: S311 jitter, not a secret
             try:
                 return call()
             except FileNotFoundError as error:
@@ -225,7 +225,9 @@ class _Again(Exception):
 def _raise_if_final(what: str, error: Exception) -> None:
     text = str(error)
     if _FULL.search(text):
-        raise StateUnwritable(f"the object store's directory cannot be written ({what}): {_first_line(error)}") from error
+        raise StateUnwritable(
+            f"the object store's directory cannot be written ({what}): {_first_line(error)}"
+        ) from error
     if _FINAL.search(text):
         raise StoreUnavailable(f"the object store refuses ({what}): {_first_line(error)}") from error
 
