@@ -357,7 +357,7 @@ class RunningRoost:
     def command(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
         """A `roost` command against this instance, to its end."""
         words = [*arguments]
-        at = 2 if words[0] == "image" else 1
+        at = 2 if words[0] in ("image", "workspace") else 1
         words[at:at] = ["--state", str(self.state)]
         options = {"capture_output": True, "timeout": 60, "env": clean_environment()} | more
         return subprocess.run([*PROGRAM, *words], check=False, **options)
