@@ -101,7 +101,7 @@ def large_file(path: Path, size: int) -> None:
 def change(path: Path, at: int, size: int) -> None:
     with path.open("r+b") as file:
         file.seek(at)
-        file.write(random.Random(3).randbytes(size))
+        file.write(os.urandom(size))  # not the same again in the next round
 
 
 # ---- those who are compared

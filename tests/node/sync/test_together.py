@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -90,13 +90,15 @@ def test_collections_never_take_what_saves_build_on(local: Vault, tmp_path: Path
             heads = [workspace.head.id for workspace in workspaces if workspace.head]
             found = collect(local, heads, GRACE)
             collections.append(found.packs)
+            over.wait(0.3)
 
     with ThreadPoolExecutor(4) as pool:
         collector = pool.submit(collecting)
-        for task in [pool.submit(saving, workspace) for workspace in workspaces]:
-            task.result()
+        savers = [pool.submit(saving, workspace) for workspace in workspaces]
+        wait(savers)
         over.set()
-        collector.result()
+        for task in (*savers, collector):
+            task.result()
     assert sum(collections) > 0
     heads = [workspace.head for workspace in workspaces]
     assert check(local, [head.id for head in heads if head], read_data=True) == []

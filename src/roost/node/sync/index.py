@@ -6,8 +6,10 @@ by one listing, or a temporary one. It never holds anything that the store canno
 
 import fcntl
 import os
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Annotated, cast
 
 import msgspec
 
-from roost.errors import NotFound
+from roost.errors import Conflict, NotFound
 from roost.node.sync.seal import ID_BYTES, Damaged
 from roost.node.sync.vault import CONDEMNED, INDEX, Vault
 
@@ -24,6 +26,7 @@ MAX_BLOCK = 1024 * 1024  # bytes before compression; no chunk is larger
 MAX_PACK = 64 * 1024 * 1024
 MAX_INDEX = 64 * 1024 * 1024
 CHUNK_ROW = ID_BYTES + 4
+PATIENCE = 60.0  # seconds, for a collection that replaces index objects while they are read
 QUESTIONS = 400  # names in one query; SQLite allows 999
 
 PackName = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
@@ -172,14 +175,15 @@ class Index:
 
     def refresh(self) -> None:
         """Know what the store knows now. Index objects may vanish while we read: then they were replaced by others."""
-        for _ in range(10):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             try:
                 with self._writing() as database:
                     self._refresh(database)
                 return
             except NotFound:
-                continue
-        raise Damaged("the index of the object store keeps changing; is another collection running?")
+                time.sleep(random.uniform(0, 0.2))  # noqa: S311 jitter, not a secret
+        raise Conflict("the index of the object store keeps changing; run one collection at a time")
 
     def _refresh(self, database: sqlite3.Connection) -> None:
         listed = set(self._vault.names(INDEX))
