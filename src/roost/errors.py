@@ -43,3 +43,11 @@ class SetupMissing(RoostError):
 
 class StateUnwritable(RoostError):
     """Roost's own files cannot be written (disk full, read-only, damaged); nothing was acknowledged."""
+
+
+class StoreUnavailable(RoostError):
+    """The object store does not answer as it should; nothing was lost, and the same call may be made again."""
+
+
+class Damaged(RoostError):
+    """What the store returned is not what was written, or was written with another key: run `roost workspace check`."""

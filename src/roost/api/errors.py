@@ -19,6 +19,7 @@ STATUS: dict[type[errors.RoostError], int] = {
     errors.NodeUnavailable: 503,
     errors.SetupMissing: 503,
     errors.StateUnwritable: 503,
+    errors.StoreUnavailable: 503,
 }
 INTERNAL = "internal error"
 

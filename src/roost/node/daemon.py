@@ -74,6 +74,7 @@ _STATUS: list[tuple[type[errors.RoostError], int]] = [
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
     (errors.NoCapacity, 503),
+    (errors.StoreUnavailable, 503),
     (errors.RoostError, 500),
 ]
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _MS_NOATIME = 1024
 _LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 4, 16
 _LOOP_CONFIG = struct.Struct("<II 5Q4I64s64s32s2Q 8Q")  # struct loop_config with its loop_info64
 BLOCK = 4096
+SEAL_SECONDS = 5.0  # that a killed process may take to let go of its files
 MOUNT_OPTIONS = "noinit_itable,discard,errors=remount-ro"  # discard: what the guest deletes, the node gets back
 
 
@@ -104,6 +106,26 @@ def mount_image(image: Path, mountpoint: Path, flags: int = 0) -> None:
         linux.mount(_name_of(device), mountpoint, "ext4", flags | linux.MS_NODEV | _MS_NOATIME, MOUNT_OPTIONS)
     finally:
         os.close(device)
+
+
+def seal(disk: Disk) -> None:
+    """Everything on the disk is in its image, for good; it stays mounted, read-only. Blocks, and may be repeated.
+
+    An unmount alone would not do: a container that is being started has a copy of every mount for some milliseconds,
+    and while one is left, the file system goes on writing to the image behind the back of whoever mounts it next.
+    """
+    deadline = time.monotonic() + SEAL_SECONDS
+    while True:
+        try:
+            flags = linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NODEV | _MS_NOATIME
+            linux.mount(None, disk.mountpoint, flags=flags)
+            break
+        except OSError as error:  # a process that was killed still has a file open for writing
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    with disk.image.open("rb") as image:
+        os.fsync(image.fileno())
 
 
 def remove_disk(image: Path, mountpoint: Path) -> None:

@@ -21,7 +21,7 @@ from roost import linux
 from roost.errors import NotFound
 from roost.node.canonical import canonicalise, size_of
 from roost.node.depot import Depot, Source
-from roost.node.disk import GIB, Disk, Disks, mount_image, unmount
+from roost.node.disk import GIB, Disk, Disks, mount_image, seal, unmount
 from roost.node.images import Hold, ImageStore
 from roost.node.protocol import Revision
 
@@ -145,13 +145,12 @@ class Layers:
 
     def keep(self, disk: Disk, revision: Revision, parent: str | None) -> None:
         """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
-        unmount(disk.mountpoint)
-        with disk.image.open("rb") as image:
-            os.fsync(image.fileno())
+        seal(disk)
         name = f"{revision.id}-{secrets.token_hex(4)}.img"
-        disk.image.rename(self._directory / name)
+        (self._directory / name).hardlink_to(disk.image)  # until the layer is written down, a crash leaves the disk
         before = self._image(revision.id) if self._has(revision.id) else None
         self._write(Kept(revision, parent, name))
+        disk.remove()
         if before:
             unmount(self._directory / revision.id)
             before.unlink(missing_ok=True)

@@ -200,7 +200,7 @@ def mount_root(lowers: Sequence[Path], disk: Disk, site: Site, pid: int) -> None
             opened.callback(os.close, clone)
             linux.mount_setattr(clone, userns_fd=user_namespace)
             mapped.append(f"/proc/self/fd/{clone}")
-        options = f"lowerdir={':'.join(mapped)},upperdir={disk.upper},workdir={disk.work}"
+        options = f"lowerdir={':'.join(mapped)},upperdir={disk.upper},workdir={disk.work},xino=on"
         linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
 
 

@@ -86,4 +86,4 @@ class NodePlaces:
 
 def overlay_options(lowers: Sequence[Path], disk: Disk | None = None) -> str:
     below = f"lowerdir={':'.join(map(str, lowers))}"
-    return f"{below},upperdir={disk.upper},workdir={disk.work}" if disk else below
+    return f"{below},upperdir={disk.upper},workdir={disk.work},xino=on" if disk else below

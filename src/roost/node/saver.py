@@ -97,30 +97,24 @@ class Saver:
     async def keep(self, record: Record, disk: Disk, first_id: int, last: str | None) -> Revision:
         """Nothing runs on the disk any more. Safe to repeat after a crash at any point."""
         assert record.save
-        made = await self._keep(record.save, disk, first_id, last or record.start_from, record.start_from, record)
+        parent, below = last or record.start_from, record.start_from
+        made = await self._keep(record.save, disk, first_id, parent, below, record.image_content)
         self._memory(record).unlink(missing_ok=True)
         return made
 
     async def keep_edit(self, request: SaveRequest, disk: Disk, parent: Revision) -> Revision:
         """A revision that differs from `parent` by what is on the disk."""
-        return await self._keep(request, disk, 0, parent.id, parent.id, None, parent.image)
+        return await self._keep(request, disk, 0, parent.id, parent.id, parent.image)
 
     async def _keep(
-        self,
-        request: SaveRequest,
-        disk: Disk,
-        first_id: int,
-        parent: str | None,
-        below: str | None,
-        record: Record | None,
-        image: str = "",
+        self, request: SaveRequest, disk: Disk, first_id: int, parent: str | None, below: str | None, image: str
     ) -> Revision:
         if not self._layers.has(request.revision):
             size = await asyncio.to_thread(self._layers.freeze, disk, first_id)
             revision = Revision(
                 id=request.revision,
                 parent=parent,
-                image=record.image_content if record else image,
+                image=image,
                 created_ns=now_ns(),
                 size=size,
                 stored=False,
@@ -128,12 +122,12 @@ class Saver:
             )
             await asyncio.to_thread(self._layers.keep, disk, revision, below)
         if request.upload:
-            await self.upload(request, self._memory(record) if record else None)
+            await self.upload(request)
         await self._layers.flatten_if_deep(request.account, request.revision)
         await asyncio.to_thread(self._layers.make_room)
         return self._layers.find(request.revision)
 
-    async def upload(self, request: SaveRequest, memory: Path | None = None) -> None:
+    async def upload(self, request: SaveRequest) -> None:
         """A failure is logged, and the layer stays `stored: false`: it is kept here, and sent with the next save."""
         kept = self._layers.find(request.revision)
         if kept.stored:
@@ -141,7 +135,7 @@ class Saver:
         try:
             path, at = await self._layers.path(kept.id)
             base, below = await self._below(at)
-            top = Source(path, 0, memory=memory)
+            top = Source(path, 0)
             saved = await self._depot.save(
                 request.account, kept.id, base, kept.parent, [*below, top], kept.image, request.revision
             )

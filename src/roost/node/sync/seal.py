@@ -12,7 +12,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from roost.errors import Invalid, RoostError
+from roost.errors import Damaged, Invalid
 
 LEVEL = 3
 KEY_BYTES = 32
@@ -20,10 +20,6 @@ NONCE_BYTES = 12
 ID_BYTES = 32
 PLAIN, SECRET = b"\x01", b"\x02"
 OVERHEAD = 1 + NONCE_BYTES + 16  # bytes that sealing adds to a compressed value at most
-
-
-class Damaged(RoostError):
-    """What the store returned is not what was written, or was written with another key: run `roost workspace check`."""
 
 
 class Seal:

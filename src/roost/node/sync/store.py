@@ -21,7 +21,7 @@ import obstore
 from obstore import exceptions as failure
 from obstore.store import LocalStore, from_url
 
-from roost.errors import Conflict, Invalid, NotFound, RoostError, StateUnwritable
+from roost.errors import Conflict, Invalid, NotFound, StateUnwritable, StoreUnavailable
 from roost.node.sync.files import write_back
 
 T = TypeVar("T")
@@ -34,10 +34,6 @@ PAGE = 1000  # objects in one answer to a listing, the most that S3 gives
 # Answers with these statuses will be the same next time. 408 and 429 are not among them.
 _FINAL = re.compile(r"status:? (?:client error )?(?:\()?(4(?!08|29)\d\d)")
 _FULL = re.compile(r"No space left|Disk quota exceeded|Read-only file system|os error (?:28|30|122)")
-
-
-class StoreUnavailable(RoostError):
-    """The object store does not answer as it should; nothing was lost, and the same call may be made again."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
