@@ -112,7 +112,8 @@ def tell(path):
             data = os.lseek(file.fileno(), 0, os.SEEK_DATA)
             file.seek(700 << 20); told["end"] = [data == 700 << 20, file.read(3).decode()]
     if not stat.S_ISLNK(mode):
-        told["attributes"] = {n: os.getxattr(path, n).hex() for n in sorted(os.listxattr(path)) if n != "security.selinux"}
+        names_of = [name for name in sorted(os.listxattr(path)) if name != "security.selinux"]
+        told["attributes"] = {name: os.getxattr(path, name).hex() for name in names_of}
     print(json.dumps(told, sort_keys=True))
     if stat.S_ISDIR(mode):
         for name in sorted(os.listdir(path)):

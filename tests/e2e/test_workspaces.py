@@ -199,7 +199,8 @@ python3 -m compileall -q "$site/greeting"; mkdir /opt/data; seq 100000 > /opt/da
     saved(api, base, install)
     before, archive = tree(api, base, "/"), archived(api, base)
     script = """python3 -c 'import os, greeting; print(greeting.hello(os.environ["WORKER"]))'
-echo $WORKER > /opt/data/numbers; rm -rf /usr/share/doc; chmod 0 /etc/passwd; mkdir /made-by-$WORKER; ls -d /made-by-*"""
+echo $WORKER > /opt/data/numbers; rm -rf /usr/share/doc; chmod 0 /etc/passwd
+mkdir /made-by-$WORKER; ls -d /made-by-*"""
     jobs = [
         api.submit(script, base_workspace_id=base, memory_mb=64, environment={"WORKER": str(worker)})
         for worker in range(WORKERS)
@@ -316,7 +317,8 @@ def test_installed_packages_survive(api: Api) -> None:
     name = named("packages")
     script = """set -e
 mkdir -p /tmp/p/DEBIAN /tmp/p/usr/bin; cd /tmp
-printf 'Package: greeting\\nVersion: 1\\nArchitecture: all\\nMaintainer: me <me@example.org>\\nDescription: x\\n' > p/DEBIAN/control
+printf 'Package: greeting\\nVersion: 1\\nArchitecture: all\\n' > p/DEBIAN/control
+printf 'Maintainer: me <me@example.org>\\nDescription: x\\n' >> p/DEBIAN/control
 printf '#!/bin/sh\\necho good day\\n' > p/usr/bin/greeting; chmod 755 p/usr/bin/greeting
 dpkg-deb -b p greeting.deb; dpkg -i greeting.deb"""
     saved(api, name, script)
@@ -453,7 +455,8 @@ def test_files_of_a_stored_workspace_are_read_written_and_deleted(api: Api) -> N
 def test_files_of_a_live_sandbox_are_read_written_and_deleted(api: Api) -> None:
     name = named("files")
     with persistent(api, "mkdir -p /srv/d/e; printf 0123456789 > /srv/d/f; chmod 640 /srv/d/f; chown 3:4 /srv/d/f; "
-                    "ln -s f /srv/d/l; printf x > \"/srv/d/$(printf '\\377')\"; echo ready", workspace_id=name) as job:  # fmt: skip
+                    "ln -s f /srv/d/l; printf x > \"/srv/d/$(printf '\\377')\"; echo ready",
+                    workspace_id=name) as job:  # fmt: skip
         api.said(job, b"ready")
         assert_files(api, name)
         assert (
