@@ -202,8 +202,8 @@ def test_image_and_disk_are_asked_for_by_the_newer_client(new_program: Program) 
 
 def test_what_comes_with_a_later_release_is_refused_in_words(new_program: Program) -> None:
     text, code = new_program("""
-try: client.run('true', workspace_id='w', persistent=True)
+try: client.run('true', environment={'__MAGS_IDLE_MIN': '5'})
 except MagsError as e: tell([str(e), e.status_code])
 """)
     assert code == 400
-    assert "leave it out" in text
+    assert "__MAGS_IDLE_MIN" in text

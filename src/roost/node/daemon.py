@@ -393,6 +393,7 @@ async def _run(settings: NodeSettings) -> None:
     await sandboxes.close()
     await runner.cleanup()
     uploads.close()
+    places.close()
     layers.close()
     await pool.close()
     if not sandboxes.living:

@@ -271,13 +271,26 @@ class Layers:
 
     def sweep(self) -> None:
         """At start: what a crash left half-kept or half-restored, and mounts that nobody needs."""
+        self._set_damaged_aside()
         known = {self._read(id).disk for id in self._ids()}
+        known |= {
+            path.name for bad in self._directory.glob("*.damaged") for path in self._directory.glob(f"{bad.stem}*")
+        }
         for entry in self._directory.iterdir():
             if entry.is_dir():
                 unmount(entry)
                 shutil.rmtree(entry)
             elif entry.suffix == ".new" or (entry.suffix == ".img" and entry.name not in known):
                 entry.unlink()
+
+    def _set_damaged_aside(self) -> None:
+        """A spoiled file must not keep the node from starting; its layer is not thrown away."""
+        for id in list(self._ids()):
+            try:
+                self._read(id)
+            except msgspec.MsgspecError as error:
+                log.error("layer.damaged", revision=id, error=str(error))
+                self._meta(id).rename(self._directory / f"{id}.damaged")
 
     def close(self) -> None:
         for entry in self._directory.iterdir():

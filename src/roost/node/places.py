@@ -7,7 +7,7 @@ machine, which no program is ever run from.
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from roost import linux
@@ -32,7 +32,11 @@ class NodePlaces:
         self._saver = saver
         self._disks = disks
         directory.mkdir(mode=0o700, exist_ok=True)
-        for left in directory.iterdir():
+        self.close()
+
+    def close(self) -> None:
+        """Whatever is still mounted, also by a node that was killed."""
+        for left in self._directory.iterdir():
             unmount(left)
             left.rmdir()
 
@@ -81,7 +85,8 @@ class NodePlaces:
             yield point
         finally:
             await asyncio.to_thread(unmount, point)
-            point.rmdir()
+            with suppress(FileNotFoundError):  # the node is closing, and was faster
+                point.rmdir()
 
 
 def overlay_options(lowers: Sequence[Path], disk: Disk | None = None) -> str:
