@@ -101,7 +101,7 @@ def test_images_are_listed_and_imported_and_run(roost: RunningRoost, tmp_path: P
 def test_errors_say_what_to_do(roost: RunningRoost, tmp_path: Path) -> None:
     unknown = roost.command("status", "no-such-job")
     assert (unknown.returncode, unknown.stdout) == (1, b"")
-    assert b"no job has the id or name 'no-such-job'" in unknown.stderr
+    assert b"no job has the id, name or workspace 'no-such-job'" in unknown.stderr
     image = roost.command("run", "--image", "no-such-image", "true")
     assert image.returncode == 1
     assert b"no-such-image" in image.stderr
