@@ -82,6 +82,16 @@ async def test_a_workspace_is_saved_on_the_node_and_the_next_job_begins_from_it(
         assert node.files[job.vm_id] == {"notes": b"1"}
 
 
+async def test_a_disk_smaller_than_what_the_workspace_holds_is_refused(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        made = await filled(live, node, "w", a=b"1")
+        await base(live).write(update(revisions).where(revisions.c.id == made).values(size=5 * heads.GIB // 2))
+        await heads.require_room(base(live), 1, "w", 3)
+        await heads.require_room(base(live), 1, "new", 1)
+        with pytest.raises(Invalid, match=r"holds 2\.5 GB, which 2 GB cannot take; give at least 3"):
+            await heads.require_room(base(live), 1, "w", 2)
+
+
 async def test_a_base_is_begun_from_and_never_saved_to(opened: Open, node: Node) -> None:
     async with opened() as live:
         first = await filled(live, node, "b", tool=b"x")

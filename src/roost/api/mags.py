@@ -126,6 +126,8 @@ async def _require_files(plane: Plane, account_id: int, order: Order) -> None:
     keeping = order.keeping
     if keeping.base_workspace is not None:
         await revisions.require_base(plane.database, account_id, keeping.base_workspace, keeping.base_revision)
+    if keeping.workspace is not None:
+        await revisions.require_room(plane.database, account_id, keeping.workspace, order.disk_gb)
     if order.file_ids:
         await uploads.require(plane.database, account_id, list(order.file_ids))
 

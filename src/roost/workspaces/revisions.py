@@ -8,6 +8,7 @@ restore needs the head it has seen, and no writer.
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -18,13 +19,16 @@ from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import jobs, revisions, workspaces
-from roost.errors import Conflict, NotFound
+from roost.errors import Conflict, Invalid, NotFound
 from roost.node import protocol
 from roost.workspaces import workspace
 from roost.workspaces.workspace import Workspace, named, written
 
 if TYPE_CHECKING:
     from roost.jobs.job import Job
+
+
+GIB = 1024**3
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +112,18 @@ async def require_base(database: Database, account_id: int, name: str, revision:
         filling = await workspace.writer(database, account_id, name)
         cure = f"job {filling} is still filling it" if filling else "no job of it has been saved"
         raise Conflict(f"base_workspace_id: workspace '{name}' holds nothing yet: {cure}; submit again after that")
+
+
+async def require_room(database: Database, account_id: int, name: str, disk_gb: int) -> None:
+    """That a disk of this size is not smaller than what the workspace holds. Raises Invalid."""
+    head = select(revisions.c.size).where(revisions.c.id == _head(account_id, name))
+    rows = await database.read(head)
+    if rows and rows[0].size > disk_gb * GIB:
+        holds = rows[0].size / GIB
+        raise Invalid(
+            f"disk_gb: workspace '{name}' holds {holds:.1f} GB, which {disk_gb} GB cannot take; "
+            f"give at least {ceil(holds)}, or delete files first"
+        )
 
 
 async def refresh(database: Database, listed: Revision, known: protocol.Revision) -> None:
