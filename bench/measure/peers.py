@@ -124,7 +124,8 @@ def refusal(peer: Peer) -> str | None:
 
 
 def _try(argv: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RUN_SECONDS)
+    # An empty pipe: crun gives its streams to the container's root, and /dev/null is the machine's own.
+    return subprocess.run(argv, input="", capture_output=True, text=True, timeout=RUN_SECONDS)
 
 
 def sequential(peer: Peer, count: int, pace: float) -> list[Timing]:
