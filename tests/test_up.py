@@ -29,6 +29,7 @@ class Up:
         self.state = state
         self.log = state.parent / f"{state.name}.{time.monotonic_ns()}.log"
         command = [sys.executable, "-m", "roost.cli", "up", "--state", str(state), "--listen", listen]
+        command += ["--gateway", "127.0.0.1:0", "--ssh", "127.0.0.1:0"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--min-pool-size", "0", *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL

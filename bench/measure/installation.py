@@ -61,7 +61,18 @@ async def installation(min_pool_size: int = 3) -> AsyncGenerator[Installation]:
     """Stopped at the end, however that comes. RuntimeError when it cannot start, or leaves something behind."""
     state = Path(tempfile.mkdtemp(prefix="roost-bench-"))
     errors = state / "stderr"
-    command = [str(ROOST), "up", "--state", str(state / "state"), "--listen", "127.0.0.1:0"]
+    command = [
+        str(ROOST),
+        "up",
+        "--state",
+        str(state / "state"),
+        "--listen",
+        "127.0.0.1:0",
+        "--gateway",
+        "127.0.0.1:0",
+        "--ssh",
+        "127.0.0.1:0",
+    ]
     begun = time.monotonic()
     with errors.open("wb") as stderr:
         process = subprocess.Popen(

@@ -29,6 +29,18 @@ class TooLarge(RoostError):
     """The request is larger than the stated limit."""
 
 
+class Refused(RoostError):
+    """Nothing in the sandbox accepts connections there; the text says on which port and addresses."""
+
+
+class Asleep(RoostError):
+    """The sandbox did not wake in the time that the caller gave; it may still."""
+
+
+class Forbidden(RoostError):
+    """The caller is known, or need not be, and may not do this."""
+
+
 class NoCapacity(RoostError):
     """The machine is full for now; the same request may succeed later."""
 

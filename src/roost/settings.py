@@ -14,10 +14,37 @@ class ServeSettings:
     port: int = 8484  # 0: any free one, told in the log event `serve.listening`
     keep_revisions: int = 20  # of each workspace, the newest
     keep_days: int = 30  # that a revision, or a local workspace, is kept; 0: for ever
+    idle_minutes: float = 10  # without use, until a persistent job falls asleep, where it does not say itself
+    cold_after_minutes: float = 60  # frozen, until it is saved and its sandbox goes
+    gateway: str = "127.0.0.1:8485"  # HOST:PORT where sandboxes' ports are reached by host name
+    gateway_tls: str | None = None  # HOST:PORT of the same over TLS
+    gateway_url: str | None = None  # as the world reaches it: "https", "https:8443"; None: as it listens
+    domains: tuple[str, ...] = ("apps.localhost",)  # the first is the one that is told
+    certificate: Path | None = None  # PEM files; read anew when they change
+    certificate_key: Path | None = None
+    acme: str | None = None  # directory URL of a certificate authority
+    acme_email: str | None = None
+    acme_ca: Path | None = None  # certificates to trust that authority by; None: the machine's
+    route_rate: int = 0  # requests a second that one host name may get; 0: any number
+    account_rate: int = 0  # … all host names of one account
+    route_connections: int = 10_000
+    account_connections: int = 20_000
+    ssh: str = "127.0.0.1:2222"  # HOST:PORT
+    ssh_host: str | None = None  # the name that clients are told; None: of the API's own request
+    ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
 
     @property
     def database(self) -> Path:
         return self.state_dir / "roost.db"
+
+    @property
+    def certificates(self) -> Path:
+        """Where those from an authority are kept."""
+        return self.state_dir / "certificates"
+
+    @property
+    def ssh_host_key(self) -> Path:
+        return self.state_dir / "ssh_host_key"
 
     @property
     def secret_key(self) -> Path:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from roost import instance, linux, view
 from roost.errors import Conflict, Invalid, NoCapacity, SetupMissing
@@ -48,8 +49,7 @@ class UpSettings:
     max_pool_size: int
     user: str
     hello: bool
-    keep_revisions: int
-    keep_days: int
+    serving: dict[str, Any]  # the control plane's own options, by the names of ServeSettings
 
 
 def run(settings: UpSettings) -> None:
@@ -153,8 +153,30 @@ def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
 def serve_command(settings: UpSettings, claimed: Instance, address: tuple[str, int]) -> list[str]:
     host, port = address
     command = [*roost(), "serve", "--state", f"{settings.state / 'serve'}", "--node-socket", f"{claimed.node_socket}"]
-    command += ["--keep-revisions", f"{settings.keep_revisions}", "--keep-days", f"{settings.keep_days}"]
-    return [*command, "--host", host, "--port", f"{port}"]
+    return [*command, "--host", host, "--port", f"{port}", *serve_options(settings.serving)]
+
+
+def serve_options(options: dict[str, Any]) -> list[str]:
+    """As `roost serve` reads them; a free port is chosen here for each that was left open (port 0)."""
+    words: list[str] = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "domains":
+            words += [word for domain in value for word in ("--domain", str(domain))]
+        elif name in ("gateway", "gateway_tls", "ssh") and value:
+            words += [option, _settled(value)]
+        elif isinstance(value, tuple):
+            words += [option, f"{value[0]}-{value[1]}"]
+        elif isinstance(value, Path):
+            words += [option, f"{value.resolve()}"]
+        elif value is not None:
+            words += [option, f"{value}"]
+    return words
+
+
+def _settled(listen: str) -> str:
+    host, port = _free_address(*parse_listen(listen))
+    return f"{_in_url(host)}:{port}"
 
 
 def _launch_node(command: list[str]) -> int:

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,6 +219,12 @@ class SandboxSite:
         return pids_of(self.first_id, self.first_id + IDS_PER_MEMBER)
 
 
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 def pids_of(first: int, behind: int) -> list[int]:
     """Processes whose uid lies in this range, without those that have ended and wait for their parent."""
     found: list[int] = []
@@ -236,6 +243,8 @@ class RunningRoost:
     place: Path
     arguments: tuple[str, ...] = ()
     listen: str = "127.0.0.1:0"
+    gateway: str = ""  # HOST:PORT, chosen by the first start
+    ssh: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     number: int = field(default=-1, init=False)
     _remembered: str = field(default="", init=False)
@@ -259,7 +268,9 @@ class RunningRoost:
 
     def launch(self) -> "RunningRoost":
         """Begin a start; `ready` waits for it."""
-        command = [*PROGRAM, "up", "--state", str(self.state), "--listen", self.listen, *self.arguments]
+        self.gateway, self.ssh = self.gateway or free_address(), self.ssh or free_address()
+        places = ["--listen", self.listen, "--gateway", self.gateway, "--ssh", self.ssh]
+        command = [*PROGRAM, "up", "--state", str(self.state), *places, *self.arguments]
         with self.log.open("ab") as log:
             self._begun_at = log.tell()
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

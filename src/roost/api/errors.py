@@ -12,10 +12,13 @@ from roost import errors
 STATUS: dict[type[errors.RoostError], int] = {
     errors.Invalid: 400,
     errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.NoCapacity: 429,
+    errors.Refused: 502,
+    errors.Asleep: 503,
     errors.NodeUnavailable: 503,
     errors.SetupMissing: 503,
     errors.StateUnwritable: 503,

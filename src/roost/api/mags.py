@@ -45,7 +45,7 @@ class Accepted(msgspec.Struct, frozen=True):
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     name: str
-    status: Literal["pending", "running", "completed", "error"]
+    status: Literal["pending", "running", "sleeping", "completed", "error"]
     persistent: bool
     sleeping: bool
     subdomain: str

@@ -18,6 +18,27 @@ from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
 from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+MINUTES = click.FloatRange(min=0, min_open=True)
+
+
+class Ports(click.ParamType[tuple[int, int]]):
+    """`20000-20999`."""
+
+    name = "ports"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        low, _, high = value.partition("-")
+        if not (low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high) < 65536):
+            self.fail(f"{value!r} is not LOW-HIGH, for example 20000-20999", param, ctx)
+        return int(low), int(high)
+
+
+PORTS = Ports()
 
 
 def node_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,10 +62,32 @@ def node_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def serve_options(command: Callable[..., None]) -> Callable[..., None]:
     """What `up` passes on to the control plane."""
-    revisions, days = click.IntRange(min=1), click.IntRange(min=0)
+    revisions, days, limit = click.IntRange(min=1), click.IntRange(min=0), click.IntRange(min=0)
     options = (
         click.option("--keep-revisions", type=revisions, default=20, show_default=True, help="Of each workspace."),
         click.option("--keep-days", type=days, default=30, show_default=True, help="Age of revisions; 0: any."),
+        click.option("--idle-minutes", type=MINUTES, default=10, show_default=True, help="Unused, until a job sleeps."),
+        click.option("--cold-after-minutes", type=MINUTES, default=60, show_default=True, help="Frozen, until saved."),
+        click.option(
+            "--gateway", default="127.0.0.1:8485", show_default=True, metavar="HOST:PORT", help="URLs of sandboxes."
+        ),
+        click.option("--gateway-tls", metavar="HOST:PORT", help="The same over TLS."),
+        click.option("--gateway-url", metavar="SCHEME[:PORT]", help="How the world reaches it [as it listens]."),
+        click.option(
+            "--domain", "domains", multiple=True, default=["apps.localhost"], show_default=True, help="Repeatable."
+        ),
+        click.option("--certificate", type=FILE, help="PEM chain for --gateway-tls."),
+        click.option("--certificate-key", type=FILE, help="Its key."),
+        click.option("--acme", metavar="URL", help="Directory of an authority that issues certificates."),
+        click.option("--acme-email", metavar="ADDRESS", help="Whom the authority writes to."),
+        click.option("--acme-ca", type=FILE, help="PEM certificates to trust the authority by."),
+        click.option("--route-rate", type=limit, default=0, help="Requests/s of a host name; 0: any."),
+        click.option("--account-rate", type=limit, default=0, help="Requests/s of an account; 0: any."),
+        click.option("--route-connections", type=limit, default=10_000, show_default=True, help="Of a host name."),
+        click.option("--account-connections", type=limit, default=20_000, show_default=True, help="Of an account."),
+        click.option("--ssh", default="127.0.0.1:2222", show_default=True, metavar="HOST:PORT", help="SSH gateway."),
+        click.option("--ssh-host", metavar="NAME", help="What clients are told [as they reached the API]."),
+        click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
     )
     for option in reversed(options):
         command = option(command)
@@ -58,13 +101,15 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--hello", is_flag=True, help="Run a first job when everything is up.")
 @node_options
 @serve_options
-def up(state: Path, images: Path, **options: str | int | bool | None) -> None:
+def up(state: Path, images: Path, **options: Any) -> None:
     """Start Roost on this machine, in the foreground; SIGTERM or Ctrl-C stops it."""
+    from roost.settings import ServeSettings
     from roost.up import UpSettings, run
 
     if os.geteuid() != 0:
         _as_root()
-    run(UpSettings(state=state.resolve(), images=images.resolve(), **options))  # pyright: ignore[reportArgumentType]
+    serving = {name: options.pop(name) for name in list(options) if name in ServeSettings.__dataclass_fields__}
+    run(UpSettings(state=state.resolve(), images=images.resolve(), serving=serving, **options))
 
 
 def _as_root() -> NoReturn:

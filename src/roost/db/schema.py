@@ -77,22 +77,28 @@ jobs = Table(
     Column("no_sleep", Boolean, nullable=False, server_default=text("0")),
     Column("startup_command", String),
     Column("file_ids", JSON(none_as_null=True)),  # list of uploads
+    Column("idle_seconds", Float, nullable=False, server_default=text("600")),
+    Column("keepalive_ns", BigInteger),  # until then it does not fall asleep by itself
+    Column("depth", String),  # while asleep: frozen, cold, or waking (from cold)
+    Column("asleep_ns", BigInteger),  # since when
+    Column("wakes", Integer, nullable=False, server_default=text("0")),  # from cold; each has a sandbox of its own
+    Column("log_id", String),  # the first sandbox's id, whose log all of them continue; none before the first wake
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
-    Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running')")),
+    Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
     Index("jobs_by_workspace", "account_id", "workspace", "seq"),
     Index(
         "one_writer",  # of a workspace at a time: a second submission breaks this, whoever races
         "account_id",
         "workspace",
         unique=True,
-        sqlite_where=text("workspace IS NOT NULL AND status IN ('pending', 'running')"),
+        sqlite_where=text("workspace IS NOT NULL AND status IN ('pending', 'running', 'sleeping')"),
     ),
     Index(
         "users_of_base",
         "account_id",
         "base_workspace",
-        sqlite_where=text("base_workspace IS NOT NULL AND status IN ('pending', 'running')"),
+        sqlite_where=text("base_workspace IS NOT NULL AND status IN ('pending', 'running', 'sleeping')"),
     ),
     sqlite_autoincrement=True,
 )
@@ -136,4 +142,62 @@ files = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("expires_ns", BigInteger, nullable=False),
     Index("files_by_expiry", "expires_ns"),
+)
+
+routes = Table(  # ports of jobs that are reached by the job's own host name
+    "routes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_seq", Integer, ForeignKey("jobs.seq"), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("access", String, nullable=False),  # public, token or signed
+    Column("token_hash", LargeBinary),  # SHA-256 of the route's token
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("job_seq"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("subdomain", String, nullable=False),
+    Column("domain", String, nullable=False),
+    Column("workspace", String, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("access", String, nullable=False),
+    Column("token_hash", LargeBinary),
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("subdomain", "domain"),
+    Index("aliases_of_account", "account_id", "created_ns"),
+)
+
+proxy_targets = Table(
+    "proxy_targets",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("subdomain", String, nullable=False, unique=True),
+    Column("request_id", String, nullable=False),  # of the job whose sandbox had the address
+    Column("ipv6_address", String, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("name", String),
+    Column("description", String),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    Index("proxy_targets_of_account", "account_id", "created_ns"),
+)
+
+ssh_keys = Table(
+    "ssh_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("job_seq", Integer, ForeignKey("jobs.seq")),  # None: the account's own, for all of its sandboxes
+    Column("name", String, nullable=False),
+    Column("public_key", LargeBinary, nullable=False, unique=True),  # as on the wire (RFC 4253, 6.6)
+    Column("created_ns", BigInteger, nullable=False),
+    Column("last_used_ns", BigInteger),
+    Index("ssh_keys_of_job", "job_seq", "last_used_ns"),
+    Index("ssh_keys_of_account", "account_id", "created_ns"),
 )

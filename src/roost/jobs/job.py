@@ -21,7 +21,8 @@ from roost.errors import NotFound
 from roost.node import protocol
 from roost.workspaces import revisions, workspace
 
-Status = Literal["pending", "running", "completed", "error"]
+Status = Literal["pending", "running", "sleeping", "completed", "error"]
+Depth = Literal["frozen", "cold", "waking"]
 FINAL = ("completed", "error")
 HEAD_MOVED = "the workspace was changed by somebody else meanwhile; this job's files are its revision {}"
 
@@ -58,6 +59,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     no_sleep: bool = False
     startup_command: str | None = None
     file_ids: list[str] | None = None
+    idle_seconds: float = 600  # without use, until it falls asleep
+    keepalive_ns: int | None = None  # until then it does not
+    depth: Depth | None = None  # while it sleeps
+    asleep_ns: int | None = None
+    wakes: int = 0  # from cold; each has a sandbox, and a vm_id, of its own
+    log_id: str | None = None  # the first sandbox's id, whose log all of them continue; None before the first wake
 
     @property
     def settles_with_sandbox(self) -> bool:

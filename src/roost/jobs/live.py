@@ -153,6 +153,16 @@ class LiveJobs:
         saving.add_done_callback(_log_failure)
         return "saving"
 
+    async def awake(self, job: Job, within: float) -> Run:
+        """The job's run, once its sandbox can be entered; one that sleeps is woken, once for all who ask.
+
+        Raises Conflict for a job that has ended or cannot be entered, Asleep after `within` seconds.
+        """
+        run = self._runs.get(job.vm_id)
+        if run is None or not run.serves:
+            raise Conflict(f"job {job.name!r} is not running (status: {job.status})")
+        return run
+
     async def _save(self, run: Run) -> None:
         async with run.saving:
             with self.unrecorded.chosen() as revision:

@@ -8,7 +8,8 @@ is told to forget it only after its result is durable. `live.py` decides when a 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -79,6 +80,9 @@ class Run:
         self.stop_requested = job.stop_requested
         self.shutting_down = False
         self.result: Result | None = None
+        self.uses = 0  # requests, connections, sessions, commands and readers that are open
+        self.used = time.monotonic()  # when the last of them ended
+        self.drowsy = False  # it is being frozen, thawed or saved
         self.recorded: str | None = None  # the newest save that the database knows of
         self.saving = asyncio.Lock()  # one save on demand at a time
         self.news = asyncio.Event()  # state, stop_requested or shutting_down has changed
@@ -88,6 +92,21 @@ class Run:
     @property
     def need(self) -> Need:
         return Need(self.job.memory_mb)
+
+    @contextlib.contextmanager
+    def use(self) -> Generator[None]:
+        """Counts as activity while it is open: the sandbox does not fall asleep by itself."""
+        self.uses += 1
+        try:
+            yield
+        finally:
+            self.uses -= 1
+            self.used = time.monotonic()
+
+    @property
+    def awake(self) -> bool:
+        """Whether its sandbox can be entered right now."""
+        return self.serves and self.state is not None and not self.state.frozen and not self.drowsy
 
     @property
     def over(self) -> bool:

@@ -73,6 +73,7 @@ _STATUS: list[tuple[type[errors.RoostError], int]] = [
     (errors.NotFound, 404),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
+    (errors.Refused, 502),
     (errors.NoCapacity, 503),
     (errors.StoreUnavailable, 503),
     (errors.RoostError, 500),

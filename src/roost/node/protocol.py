@@ -20,6 +20,16 @@ the sandbox's id and means "make it so".
     GET    /v1/revisions/{id}?account=N    Revision
     POST   /v1/revisions/collect           Collect -> Collected
     POST   /v1/revisions/check             Check -> Checked
+    POST   /v1/sandboxes/{id}/freeze       Freeze -> SandboxState            every process stands still; again: the same
+    POST   /v1/sandboxes/{id}/thaw         -> SandboxState                   they go on where they were
+    PUT    /v1/sandboxes/{id}/processes/{pid}             StartProcess -> ProcessState    the same id again: its state
+    GET    /v1/sandboxes/{id}/processes                   list of ProcessState
+    GET    /v1/sandboxes/{id}/processes/{pid}             ProcessState
+    POST   /v1/sandboxes/{id}/processes/{pid}/input?at=N  bytes of its input from position N on -> Taken
+    POST   /v1/sandboxes/{id}/processes/{pid}/change      ChangeProcess -> ProcessState
+    GET    /v1/sandboxes/{id}/processes/{pid}/output?after=N&follow=0|1    stream of LogRecord with seq > N
+    DELETE /v1/sandboxes/{id}/processes/{pid}             ends it; forgets it and its output
+    GET    /v1/sandboxes/{id}/session      WebSocket: one process that ends with the connection, see `Session…` below
     PUT    /v1/files/{id}?limit=N          the bytes of an upload -> Stored; TooLarge beyond `limit`, nothing is kept
     DELETE /v1/files/{id}
     GET    {place}/files/{path}?view=list  stream of Entry: what the path leads to (its name empty), then a directory's
@@ -33,6 +43,9 @@ the sandbox's id and means "make it so".
 {place} is /v1/sandboxes/{id} or /v1/revisions/{id}; GET also takes the `account=N` whose it is. {path} is relative to
 the root of the file system, percent-encoded byte by byte, empty for the root; symbolic links are followed inside that
 root only. Contents have no envelope.
+
+Beside it, `dial.sock` (SOCK_SEQPACKET) hands out sockets inside sandboxes: each packet is a `Dial`, each answer a
+`Dialled` with the same number and, where it went well, the socket as SCM_RIGHTS. Answers may come in another order.
 
 Errors: status 4xx/5xx with a `Fault` body; `kind` is the name of a class in `roost.errors`.
 """
@@ -110,6 +123,7 @@ class StartSandbox(Wire, frozen=True):
     account: int = 0  # whose revisions and uploads these are
     linger: bool = False  # it stays when its script has exited, and ends by `stop` only
     start_from: str | None = None  # id of the revision whose files it begins with; it is not collected while this runs
+    log: str | None = None  # id of an earlier sandbox, whose log this one continues; None: a log of its own
     save: SaveRequest | None = None
     sync_seconds: int = 0  # more than 0: also saved every so many seconds, under ids the node chooses; events tell them
     files: list[File] = []
@@ -133,6 +147,9 @@ class SandboxState(Wire, frozen=True):
     ended_ns: int | None = None
     revision: Revision | None = None  # its newest save; with `ended`, the final one
     save_error: str | None = None  # with `ended`: why the end state could not be saved
+    frozen: bool = False  # every process stands still
+    ipv4: str | None = None  # its addresses, while it has a member
+    ipv6: str | None = None
 
 
 class Snapshot(Wire, frozen=True):
@@ -147,10 +164,122 @@ class Event(Wire, frozen=True):
 
 
 class StopSandbox(Wire, frozen=True):
-    """TERM to every process group of the sandbox, then KILL after `grace_seconds`."""
+    """TERM to every process group of the sandbox, then KILL after `grace_seconds`. A frozen one is thawed for it.
+
+    `save` replaces what StartSandbox asked for; the first stop's holds.
+    """
 
     grace_seconds: float = 5.0
     reason: str = "stopped"
+    save: SaveRequest | None = None
+
+
+class Freeze(Wire, frozen=True):
+    reclaim: bool = False  # also give back what memory its files' cache takes, and what can be swapped out
+
+
+class Terminal(Wire, frozen=True):
+    rows: int = 24
+    columns: int = 80
+
+
+class StartProcess(Wire, frozen=True):
+    """A process beside whatever runs in the sandbox, in a process group (with a terminal: a session) of its own.
+
+    It gets the environment of the sandbox's first process, changed by `environment`, and starts in `directory`
+    (None: /root).
+    """
+
+    arguments: list[str]
+    environment: dict[str, str] = {}
+    directory: str | None = None
+    terminal: Terminal | None = None  # its three streams are one terminal, output is all stdout
+    input: bool = True  # False: its standard input is empty
+    output_limit: int = (
+        64 * 1024 * 1024
+    )  # bytes that are kept of a process (not of a session); more is dropped and said
+
+
+class ProcessState(Wire, frozen=True):
+    """exit_code: from waitpid, 128 + signal for one that was ended by it; None while it runs, and None for good where
+    the status was lost (`reason` then says how)."""
+
+    id: int
+    arguments: list[str]
+    started_ns: int
+    ended_ns: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    terminal: bool = False
+    input_taken: int = 0  # position behind the last byte of input that was accepted
+    input_closed: bool = False
+    dropped: int = 0  # bytes of output beyond the limit
+
+
+class ChangeProcess(Wire, frozen=True):
+    signal: int | None = None  # to its process group
+    terminal: Terminal | None = None  # the terminal's new size
+    close_input: bool = False
+
+
+class Taken(Wire, frozen=True):
+    position: int  # behind the last byte of input that was accepted
+
+
+class SessionStart(Wire, frozen=True, tag="start"):
+    """The first message of a session, to the node; it answers SessionStarted, or SessionEnd with `refused`."""
+
+    process: StartProcess
+
+
+class SessionInput(Wire, frozen=True, tag="input"):
+    data: bytes  # empty: the end of its input
+
+
+class SessionChange(Wire, frozen=True, tag="change"):
+    change: ChangeProcess
+
+
+class SessionStarted(Wire, frozen=True, tag="started"):
+    pass
+
+
+class SessionOutput(Wire, frozen=True, tag="output"):
+    source: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class SessionEnd(Wire, frozen=True, tag="end"):
+    """The last message, from the node. exit_code and signal as in ProcessState; `refused` is why it was not started."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    refused: str | None = None
+
+
+ToSession = SessionStart | SessionInput | SessionChange
+FromSession = SessionStarted | SessionOutput | SessionEnd
+
+
+class Dial(Wire, frozen=True):
+    """A TCP connection from inside the sandbox, or with `listen` a listening socket there.
+
+    `host` is an IP address; None means the sandbox itself: 127.0.0.1, ::1 and its own addresses, in this order. What
+    is not the sandbox is reached through its network, as the guest itself would.
+    """
+
+    number: int  # of the request
+    sandbox: str
+    port: int  # 0 with `listen`: any free one
+    host: str | None = None
+    listen: bool = False
+
+
+class Dialled(Wire, frozen=True):
+    number: int
+    fault: "Fault | None" = None  # kind Refused: nobody listens there
 
 
 class Exec(Wire, frozen=True):

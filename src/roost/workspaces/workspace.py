@@ -17,7 +17,8 @@ from roost.db.database import Database
 from roost.db.schema import jobs, revisions, workspaces
 from roost.errors import Conflict, NotFound
 
-UNFINISHED = text("jobs.status IN ('pending', 'running')")  # literally, or SQLite does not use the partial indexes
+# literally, or SQLite does not use the partial indexes
+UNFINISHED = text("jobs.status IN ('pending', 'running', 'sleeping')")
 
 _AT_REVISION = re.compile(r"(?P<name>.+)@(?P<revision>[0-9a-f]{16})\Z", re.DOTALL)
 
