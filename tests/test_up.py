@@ -16,7 +16,7 @@ import pytest
 
 from roost.errors import Invalid
 from roost.instance import read_credentials
-from roost.up import parse_listen
+from roost.listening import address_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="roost up needs root")
 Start = Callable[..., "Up"]
@@ -105,13 +105,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     [("127.0.0.1:8484", ("127.0.0.1", 8484)), ("[::1]:0", ("::1", 0)), ("localhost:80", ("localhost", 80))],
 )
 def test_an_address_to_listen_on_has_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
-    assert parse_listen(text) == address
+    assert address_of(text, "--listen") == address
 
 
 @pytest.mark.parametrize("text", ["", "8484", ":8484", "host:", "host:x", "host:65536", "host:-1", "host:²"])
 def test_any_other_address_is_refused(text: str) -> None:
     with pytest.raises(Invalid, match="HOST:PORT"):
-        parse_listen(text)
+        address_of(text, "--listen")
 
 
 @pytest.mark.e2e

@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Installation:
     pid: int
     number: int
     start_seconds: float
+    gateway: tuple[str, int]  # where sandboxes' ports are reached by host name
+    ssh: tuple[str, int]
 
     @property
     def programs(self) -> dict[str, int]:
@@ -57,22 +60,13 @@ class Installation:
 
 
 @contextlib.asynccontextmanager
-async def installation(min_pool_size: int = 3) -> AsyncGenerator[Installation]:
+async def installation(min_pool_size: int = 3, options: Sequence[str] = ()) -> AsyncGenerator[Installation]:
     """Stopped at the end, however that comes. RuntimeError when it cannot start, or leaves something behind."""
     state = Path(tempfile.mkdtemp(prefix="roost-bench-"))
     errors = state / "stderr"
-    command = [
-        str(ROOST),
-        "up",
-        "--state",
-        str(state / "state"),
-        "--listen",
-        "127.0.0.1:0",
-        "--gateway",
-        "127.0.0.1:0",
-        "--ssh",
-        "127.0.0.1:0",
-    ]
+    gateway, ssh = free_address(), free_address()
+    command = [str(ROOST), "up", "--state", str(state / "state"), "--listen", "127.0.0.1:0"]
+    command += ["--gateway", ":".join(map(str, gateway)), "--ssh", ":".join(map(str, ssh)), *options]
     begun = time.monotonic()
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
@@ -89,7 +83,7 @@ async def installation(min_pool_size: int = 3) -> AsyncGenerator[Installation]:
         number = _number(state / "state")
         credentials = json.loads((state / "state/credentials.json").read_bytes())
         async with Client(credentials["api_url"], credentials["api_token"]) as client:
-            here = Installation(state / "state", client, process.pid, number, time.monotonic() - begun)
+            here = Installation(state / "state", client, process.pid, number, time.monotonic() - begun, gateway, ssh)
             await here.settled()
             yield here
     finally:
@@ -103,6 +97,12 @@ async def installation(min_pool_size: int = 3) -> AsyncGenerator[Installation]:
         if left:
             raise RuntimeError(f"Roost left behind: {'; '.join(left)} (its state is in {state})")
         shutil.rmtree(state)
+
+
+def free_address() -> tuple[str, int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return "127.0.0.1", probe.getsockname()[1]
 
 
 def _stop_with_parent() -> None:

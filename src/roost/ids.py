@@ -32,3 +32,8 @@ def revision_id() -> str:
 def file_id() -> str:
     """An upload's id: a random UUID, as the Mags API documents it."""
     return str(uuid.uuid4())
+
+
+def key_id() -> str:
+    """An SSH key's id: 12 lower-case hex characters."""
+    return secrets.token_hex(6)

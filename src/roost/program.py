@@ -5,12 +5,13 @@ way. Starting one is a plain fork: only the main thread may do it, while the pro
 """
 
 import asyncio
+import fcntl
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from roost import linux
@@ -20,6 +21,7 @@ CONFIGURATION = os.EX_CONFIG  # exit status of a program that cannot work here u
 EARLY_DEATHS = 5  # this many …
 EARLY_SECONDS = 10  # … in this time before the first sign of health are final
 MAX_BACKOFF = 5.0
+FIRST_KEPT = 3  # descriptor
 
 
 def roost() -> list[str]:
@@ -33,8 +35,17 @@ def environment(*names: str) -> dict[str, str]:
     return kept | {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def launch(command: list[str], variables: Mapping[str, str], stdin: int | None, prepare: Callable[[], None]) -> int:
-    """Start a child, which ends with this process; `prepare` runs in it before the program does."""
+def launch(
+    command: list[str],
+    variables: Mapping[str, str],
+    stdin: int | None,
+    prepare: Callable[[], None],
+    kept: Sequence[int] = (),
+) -> int:
+    """Start a child, which ends with this process; `prepare` runs in it before the program does.
+
+    `kept` are descriptors that it gets, as 3, 4 and so on, in this order.
+    """
     parent = os.getpid()
     handled = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     # a signal between fork and exec would run our handlers in the child
@@ -53,7 +64,8 @@ def launch(command: list[str], variables: Mapping[str, str], stdin: int | None, 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         prepare()
-        os.closerange(3, most)  # nothing of ours, nor of whoever started us, crosses over
+        _keep(kept)
+        os.closerange(FIRST_KEPT + len(kept), most)  # nothing else of ours, nor of whoever started us, crosses over
         linux.set_parent_death_signal(signal.SIGKILL)  # after the change of user, which would forget it
         if os.getppid() == parent:
             os.execve(command[0], command, variables)  # noqa: S606
@@ -61,6 +73,12 @@ def launch(command: list[str], variables: Mapping[str, str], stdin: int | None, 
         os.write(2, f"Error: cannot start `{' '.join(command[3:5])}`: {error}\n".encode())
     finally:
         os._exit(CONFIGURATION)
+
+
+def _keep(descriptors: Sequence[int]) -> None:
+    out_of_the_way = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, FIRST_KEPT + len(descriptors)) for one in descriptors]
+    for number, descriptor in enumerate(out_of_the_way, FIRST_KEPT):
+        os.dup2(descriptor, number, inheritable=True)
 
 
 class Program:

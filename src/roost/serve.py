@@ -6,10 +6,11 @@ line calls. The events on standard error are JSON lines and never hold scripts, 
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,14 +18,23 @@ import uvicorn
 import uvloop
 from structlog.typing import FilteringBoundLogger
 
+from roost import listening
 from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
+from roost.api.exec_stream import MAX_AHEAD
 from roost.api.plane import ControlPlane
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.migrate import migrate
-from roost.errors import Conflict, Invalid, StateUnwritable
+from roost.errors import Invalid, StateUnwritable
 from roost.events import write_events
+from roost.gateways.admission import Admission
+from roost.gateways.hosts import hosts_of
+from roost.gateways.http.server import Gateway
+from roost.gateways.routes import SIGNED_LINKS, Routes
+from roost.gateways.ssh.gateway import SshGateway
+from roost.gateways.tls.gateway import https
+from roost.jobs.idle import Patience
 from roost.jobs.live import LiveJobs
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
@@ -34,7 +44,6 @@ from roost.workspaces.collection import Collection, Retention
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
 
-BACKLOG = 1024  # connections; a burst of submissions must not be refused
 LAST_ANSWERS = 3  # seconds for requests that are under way when everything else has stopped
 FIRST_TOKEN_LENGTH = 16  # characters, at least
 
@@ -51,36 +60,62 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         raise Invalid("`roost serve` must not run as root; `roost up` starts it as an ordinary user")
     if len(first_token) < FIRST_TOKEN_LENGTH:
         raise Invalid("`roost serve` needs the first account's token on standard input; `roost up` gives it")
+    hosts = hosts_of(settings)
     write_events("serve")
-    with listening(settings.host, settings.port) as listener:
+    with listening.listener("--listen", settings.listen, settings.inherited) as listener:
         _make_state_dir(settings)
         key = secret.load(settings.secret_key)
         await migrate(settings.database)
         async with Database(settings.database) as database, _node(settings) as node:
             await ensure_account(database, first_token)
             placement = SingleNode()
+            patience = Patience(settings.idle_minutes * 60, settings.cold_after_minutes * 60)
             retention = Retention(settings.keep_revisions, settings.keep_days)
             async with (
-                LiveJobs(database, key, node, placement) as live,
+                LiveJobs(database, key, node, placement, patience) as live,
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
+                SshGateway(settings, database, live, node) as ssh,
             ):
-                plane = ControlPlane(database, Tokens(database), live, placement, Images(node), node, collection)
-                await _run(plane, listener)
+                routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
+                plane = ControlPlane(
+                    database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes
+                )
+                async with http_gateway(routes, node, settings) as gateway:
+                    await _run(plane, listener, gateway)
 
 
-async def _run(plane: ControlPlane, listener: socket.socket) -> None:
+@contextlib.asynccontextmanager
+async def http_gateway(routes: Routes, node: "NodeClient", settings: ServeSettings) -> AsyncGenerator[Gateway]:
+    """Listens, also by TLS where that is set."""
+    with contextlib.ExitStack() as sockets:
+        inherited = settings.inherited
+        plain = sockets.enter_context(listening.listener("--gateway", settings.gateway, inherited))
+        async with contextlib.AsyncExitStack() as parts:
+            gateway = await parts.enter_async_context(Gateway(routes, node, settings))
+            if settings.gateway_tls:
+                secure = listening.listener("--gateway-tls", settings.gateway_tls, inherited)
+                await parts.enter_async_context(https(gateway, sockets.enter_context(secure), settings))
+            await gateway.listen(plain)
+            yield gateway
+
+
+async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -> None:
     config = uvicorn.Config(
         build(plane),
         loop="none",
         http="httptools",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_AHEAD,
+        ws_ping_timeout=60.0,  # seconds; a client that reads slowly answers pings late
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=listening.BACKLOG,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
+    logging.getLogger("uvicorn.error").addFilter(_says_something)
     server = Server(config)
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,6 +126,7 @@ async def _run(plane: ControlPlane, listener: socket.socket) -> None:
     log.info("serve.listening", host=host, port=port, pid=os.getpid())
     try:
         await asyncio.wait({serving, stop, plane.live.failure}, return_when=asyncio.FIRST_COMPLETED)
+        await gateway.stop()
         await plane.live.shut_down()
     finally:
         stop.cancel()
@@ -101,31 +137,17 @@ async def _run(plane: ControlPlane, listener: socket.socket) -> None:
     log.info("serve.end")
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    """uvicorn complains of WebSockets that were refused with a status, as they are meant to be."""
+    return "without completing handshake" not in record.getMessage()
+
+
 class Server(uvicorn.Server):
     """Leaves signals to us: requests are answered until the sandboxes have stopped."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
-
-
-@contextlib.contextmanager
-def listening(host: str, port: int) -> Generator[socket.socket]:
-    """A bound socket. Raises Conflict when the port is taken."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        raise Conflict(
-            f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it, or choose another address "
-            "with --listen HOST:PORT"
-        ) from error
-    with listener:
-        listener.setblocking(False)
-        yield listener
 
 
 def _make_state_dir(settings: ServeSettings) -> None:

@@ -1,6 +1,6 @@
 """What one program is told when it starts: frozen values, read once by the command line and passed inward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -10,8 +10,8 @@ class ServeSettings:
 
     state_dir: Path  # its own directory: DIR/serve of `roost up --state DIR`; made if it is not there
     node_socket: Path
-    host: str = "127.0.0.1"
-    port: int = 8484  # 0: any free one, told in the log event `serve.listening`
+    listen: str = "127.0.0.1:8484"  # HOST:PORT; port 0: any free one, told in the log event `serve.listening`
+    inherited: dict[str, int] = field(default_factory=dict[str, int])  # option -> descriptor that listens already
     keep_revisions: int = 20  # of each workspace, the newest
     keep_days: int = 30  # that a revision, or a local workspace, is kept; 0: for ever
     idle_minutes: float = 10  # without use, until a persistent job falls asleep, where it does not say itself

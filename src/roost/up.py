@@ -21,8 +21,9 @@ from typing import Any
 from roost import instance, linux, view
 from roost.errors import Conflict, Invalid, NoCapacity, SetupMissing
 from roost.instance import Credentials, Instance
+from roost.listening import address_of, bound
 from roost.node import protocol
-from roost.program import Program, environment, exit_status, launch, manner, roost, say
+from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -30,6 +31,7 @@ HEALTH_SECONDS = 120  # a first start migrates the database and fills the pool
 SERVE_STOP_SECONDS = 40  # it ends every sandbox first, and a script has 5 s after TERM
 NODE_STOP_SECONDS = 30
 MAX_HEALTH = 16384  # bytes of one answer about health
+PLACES_NOT_SHOWN = (Path("/"), Path("/tmp"), Path("/proc"), Path("/dev"))  # the control plane has its own
 HELLO = "echo Hello from a sandbox of $(. /etc/os-release; echo $PRETTY_NAME)"
 
 
@@ -57,31 +59,24 @@ def run(settings: UpSettings) -> None:
     if os.geteuid() != 0:
         raise SetupMissing("`roost up` needs root for mounts, namespaces and the firewall; start it with sudo")
     account = _account(settings.user)
-    host, port = parse_listen(settings.listen)
+    certificate_places(settings.serving)
     os.umask(0o022)
     fresh = not settings.state.exists()
     _make_state(settings, account)
     claimed = instance.claim(settings.state)
+    doors: dict[str, socket.socket] = {}
     try:
-        address = _free_address(host, port)
-        url = f"http://{_in_url(_reachable(address[0]))}:{address[1]}"
-        credentials = instance.settle_credentials(settings.state, url)
-        asyncio.run(_supervise(settings, claimed, account, address, credentials))
+        doors = open_doors(settings)
+        host, port = _address(doors["listen"])
+        credentials = instance.settle_credentials(settings.state, f"http://{_in_url(_reachable(host))}:{port}")
+        asyncio.run(_supervise(settings, claimed, account, doors, credentials))
     except Conflict:
         if fresh:
             shutil.rmtree(settings.state)
         raise
     finally:
+        close_doors(doors)
         claimed.release()
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """`127.0.0.1:8484`, `[::1]:8484`, `localhost:0`."""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise Invalid(f"--listen {text!r} is not HOST:PORT, for example 127.0.0.1:8484")
-    return host, int(port)
 
 
 def _account(user: str) -> pwd.struct_passwd:
@@ -111,19 +106,29 @@ def _make_state(settings: UpSettings, account: pwd.struct_passwd) -> None:
         raise SetupMissing(text) from error
 
 
-def _free_address(host: str, port: int) -> tuple[str, int]:
-    """The numeric address to listen on, with a free port for port 0. Conflict where it is taken."""
+def open_doors(settings: UpSettings) -> dict[str, socket.socket]:
+    """By option, every listening socket of the control plane. Conflict where an address is taken."""
+    wanted = {"listen": settings.listen}
+    wanted |= {name.replace("_", "-"): settings.serving.get(name) for name in ("gateway", "gateway_tls", "ssh")}
+    doors: dict[str, socket.socket] = {}
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-            bound = probe.getsockname()
-            return str(bound[0]), int(bound[1])
-    except OSError as error:
-        text = f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it, or choose another"
-        raise Conflict(f"{text} address with --listen HOST:PORT") from error
+        for name, where in wanted.items():
+            if where:
+                doors[name] = bound(*address_of(where, f"--{name}"), f"--{name}")
+    except (Conflict, Invalid):
+        close_doors(doors)
+        raise
+    return doors
+
+
+def close_doors(doors: dict[str, socket.socket]) -> None:
+    for door in doors.values():
+        door.close()
+
+
+def _address(door: socket.socket) -> tuple[str, int]:
+    host, port, *_ = door.getsockname()
+    return str(host), int(port)
 
 
 def _reachable(host: str) -> str:
@@ -150,40 +155,61 @@ def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
     return [*command, "--runtime", settings.runtime] if settings.runtime else command
 
 
-def serve_command(settings: UpSettings, claimed: Instance, address: tuple[str, int]) -> list[str]:
-    host, port = address
+def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, socket.socket]) -> list[str]:
+    """The doors are handed down as descriptors, in this order; their addresses are told as they really are."""
     command = [*roost(), "serve", "--state", f"{settings.state / 'serve'}", "--node-socket", f"{claimed.node_socket}"]
-    return [*command, "--host", host, "--port", f"{port}", *serve_options(settings.serving)]
+    options = dict(settings.serving)
+    for name, door in doors.items():
+        host, port = _address(door)
+        options[name.replace("-", "_")] = f"{_in_url(host)}:{port}"
+    for number, name in enumerate(doors, FIRST_KEPT):
+        command += ["--inherited", f"{name}={number}"]
+    return [*command, *serve_options(options)]
 
 
 def serve_options(options: dict[str, Any]) -> list[str]:
-    """As `roost serve` reads them; a free port is chosen here for each that was left open (port 0)."""
+    """As `roost serve` reads them."""
     words: list[str] = []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         if name == "domains":
             words += [word for domain in value for word in ("--domain", str(domain))]
-        elif name in ("gateway", "gateway_tls", "ssh") and value:
-            words += [option, _settled(value)]
         elif isinstance(value, tuple):
             words += [option, f"{value[0]}-{value[1]}"]
         elif isinstance(value, Path):
-            words += [option, f"{value.resolve()}"]
+            words += [option, f"{value.absolute()}"]  # links stay: a renewal may repoint them
         elif value is not None:
             words += [option, f"{value}"]
     return words
 
 
-def _settled(listen: str) -> str:
-    host, port = _free_address(*parse_listen(listen))
-    return f"{_in_url(host)}:{port}"
+def certificate_places(options: dict[str, Any]) -> list[Path]:
+    """Directories that the control plane must see, so that files which are replaced there are seen as well.
+
+    Raises Invalid for a file in a directory that cannot be shown whole.
+    """
+    places: dict[Path, None] = {}
+    for name in ("certificate", "certificate_key", "acme_ca"):
+        path = options.get(name)
+        if path is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if not path.is_file():
+            raise Invalid(f"{option} {path}: there is no such file")
+        for place in (path.absolute().parent, path.resolve().parent):
+            if place in PLACES_NOT_SHOWN:
+                raise Invalid(f"{option} {path}: put the file into a directory of its own, not into {place} itself")
+            places[place] = None
+    return list(places)
 
 
 def _launch_node(command: list[str]) -> int:
     return launch(command, environment(*os.environ), None, lambda: None)
 
 
-def _launch_serve(command: list[str], token: str, seen: view.View, account: pwd.struct_passwd) -> int:
+def _launch_serve(
+    command: list[str], token: str, seen: view.View, account: pwd.struct_passwd, doors: dict[str, socket.socket]
+) -> int:
     """The token goes in on standard input, where no list of processes shows it."""
 
     def drop() -> None:
@@ -194,7 +220,7 @@ def _launch_serve(command: list[str], token: str, seen: view.View, account: pwd.
     reading, writing = os.pipe()
     try:
         variables = environment("LANG", "LC_ALL", "TZ") | {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
-        pid = launch(command, variables, reading, drop)
+        pid = launch(command, variables, reading, drop, [door.fileno() for door in doors.values()])
         os.write(writing, token.encode() + b"\n")
         return pid
     finally:
@@ -209,7 +235,7 @@ async def _supervise(
     settings: UpSettings,
     claimed: Instance,
     account: pwd.struct_passwd,
-    address: tuple[str, int],
+    doors: dict[str, socket.socket],
     credentials: Credentials,
 ) -> None:
     stop, hasten = asyncio.Event(), asyncio.Event()
@@ -217,11 +243,12 @@ async def _supervise(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, _on_signal, stop, hasten)
 
-    seen = view.view_of(view.interpreter_paths(), writable=[settings.state / "serve"], shallow=[claimed.runtime_dir])
+    shallow = [claimed.runtime_dir, *certificate_places(settings.serving)]
+    seen = view.view_of(view.interpreter_paths(), writable=[settings.state / "serve"], shallow=shallow)
     for_node = node_command(settings, claimed)
-    for_serve = serve_command(settings, claimed, address)
+    for_serve, address = serve_command(settings, claimed, doors), _address(doors["listen"])
     node = Program("node", lambda: _launch_node(for_node))
-    serve = Program("serve", lambda: _launch_serve(for_serve, credentials.api_token, seen, account))
+    serve = Program("serve", lambda: _launch_serve(for_serve, credentials.api_token, seen, account, doors))
 
     keep_node = asyncio.create_task(node.keep())
     keep_serve = asyncio.create_task(serve.keep())
@@ -237,6 +264,7 @@ async def _supervise(
         welcome.cancel()
         await asyncio.wait([welcome])
         say("stopping: first the control plane with its sandboxes, then the node")
+        close_doors(doors)  # nobody comes after it
         await serve.stop(keep_serve, SERVE_STOP_SECONDS, hasten)
         await node.stop(keep_node, NODE_STOP_SECONDS, hasten)
     for task in (keep_node, keep_serve, welcome):

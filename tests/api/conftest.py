@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.workspaces.conftest import Api, an_api, another_account
 
 TOKEN = "test-token-0123456789abcdef"
 NOBODY = 65534
@@ -23,10 +25,12 @@ import sys
 from pathlib import Path
 from roost.serve import serve
 from roost.settings import ServeSettings
-state, host, port, limit = sys.argv[1:]
+state, listen, limit = sys.argv[1:]
 if limit != "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-serve(ServeSettings(Path(state), Path(state) / "no-node.sock", host, int(port)), sys.stdin.readline().strip())
+free = {"gateway": "127.0.0.1:0", "ssh": "127.0.0.1:0"}
+settings = ServeSettings(Path(state), Path(state) / "no-node.sock", listen, **free)
+serve(settings, sys.stdin.readline().strip())
 """
 
 
@@ -56,7 +60,7 @@ def launch(
 ) -> subprocess.Popen[str]:
     ordinary = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 and not root else {}
     process = subprocess.Popen(
-        [sys.executable, "-c", START, str(state), "127.0.0.1", str(port), str(file_size)],
+        [sys.executable, "-c", START, str(state), f"127.0.0.1:{port}", str(file_size)],
         stdin=subprocess.PIPE,
         stderr=events.open("w"),
         text=True,
@@ -122,3 +126,17 @@ def shared() -> Iterator[httpx.Client]:
         for served in _served(state):
             with served.client() as client:
                 yield client
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    """The application with a node in memory behind it."""
+    async with an_api(tmp_path) as api:
+        yield api
+
+
+@pytest.fixture
+async def stranger(api: Api) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the same server with another account."""
+    async with another_account(api) as client:
+        yield client

@@ -1,32 +1,21 @@
 """What a 202 promises, and what the state directory holds, through kills and restarts."""
 
+import os
 import socket
 import sqlite3
 from pathlib import Path
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from conftest import TOKEN, Served, launch, serving
 
+from roost.accounts.tokens import FIRST_ACCOUNT
 from roost.db import migrate
+from tests.api.conftest import TOKEN, Served, launch, serving
 
 JOBS = "/api/v1/mags-jobs"
-OLDER = (  # back to schema 0001
-    "DROP INDEX one_writer",
-    "DROP INDEX jobs_by_workspace",
-    "DROP INDEX users_of_base",
-    "DROP TABLE files",
-    "DROP TABLE revisions",
-    "DROP TABLE workspaces",
-    *(
-        f"ALTER TABLE jobs DROP COLUMN {name}"
-        for name in (
-            "workspace", "base_workspace", "base_revision", "start_revision", "save_revision", "persistent", "no_sync",
-            "no_sleep", "startup_command", "file_ids",
-        )
-    ),
-    "UPDATE alembic_version SET version_num = '0001'",
-)  # fmt: skip
+OLD_JOB = """INSERT INTO jobs (request_id, account_id, name, vm_id, subdomain, status, script, image, vcpus, memory_mb,
+    disk_gb, timeout_seconds, created_ns) VALUES ('old-id', 1, 'old', 'aabbccdd', 'aabbccddeeff', 'pending', 'echo hi',
+    'standard', 1, 100, 2, 300, 1)"""
 SECRET = "correct-horse-battery-staple"
 
 
@@ -64,16 +53,17 @@ def test_a_workspace_and_its_lock_survive_kill_9(state: Path) -> None:
 
 
 def test_a_database_of_the_first_schema_is_brought_up_with_its_jobs(state: Path) -> None:
-    served = serving(state)
-    with served.client() as client:
-        job = client.post(JOBS, json={"script": "echo hi", "name": "old"}).json()["request_id"]
-    served.stop()
+    state.mkdir(exist_ok=True)
+    migrate.upgrade(state / "roost.db", "0001")
     with sqlite3.connect(state / "roost.db") as database:
-        for statement in OLDER:
-            database.execute(statement)
+        database.execute("INSERT INTO accounts (id, name, created_ns) VALUES (1, ?, 1)", [FIRST_ACCOUNT])
+        database.execute(OLD_JOB)
+    for path in state.iterdir():
+        os.chown(path, state.stat().st_uid, state.stat().st_gid)
     served = serving(state)
     with served.client() as client:
-        assert client.get(f"{JOBS}/old/status").json()["request_id"] == job
+        shown = client.get(f"{JOBS}/old/status").json()
+        assert (shown["request_id"], shown["status"], shown["persistent"]) == ("old-id", "pending", False)
         assert client.post(JOBS, json={"script": "true", "workspace_id": "w"}).status_code == 202
     assert served.stop() == 0
 

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import launch
+
+from tests.api.conftest import launch
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can try")

@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import stat
 import subprocess
 import threading
@@ -47,6 +48,21 @@ def assert_counted(roost: RunningRoost, ended: Ended) -> None:
 def starts_of(roost: RunningRoost, vm_id: str) -> int:
     states = [event for event in roost.events("sandbox.state") if event.get("id") == vm_id]
     return len({state["started_ns"] for state in states if state.get("started_ns")})
+
+
+# ---- who comes meanwhile ----
+
+
+def test_who_comes_while_the_control_plane_is_started_again_waits_and_is_served(own_roost: RunningRoost) -> None:
+    """Its listening sockets are kept by `up`: the API's, the HTTP gateway's, SSH's."""
+    own_roost.kill("serve")
+    assert own_roost.api.ask("GET", "/mags-jobs", timeout=60)[0] == 200
+    own_roost.kill("serve")
+    for address in (own_roost.gateway, own_roost.ssh):
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: nobody.apps.localhost\r\n\r\n")
+            assert connection.recv(4) in (b"HTTP", b"SSH-")
 
 
 # ---- killed at each step ----

@@ -5,17 +5,21 @@ save, and what is promised not to be collected is not.
 """
 
 import asyncio
+import ipaddress
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from roost.clock import now_ns
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.schema import accounts
-from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, TooLarge
+from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, Refused, TooLarge
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Keeping, Order, Work
 from roost.jobs.live import LiveJobs
@@ -26,7 +30,9 @@ from roost.node.protocol import (
     Collected,
     Entry,
     Event,
+    Freeze,
     Image,
+    LogRecord,
     NodeInfo,
     PoolStatus,
     Revision,
@@ -39,6 +45,7 @@ from roost.node.protocol import (
 from roost.sandboxes.placement import Machine, SingleNode
 
 Files = dict[str, bytes]
+IPV4 = "100.64.0.1"  # of every sandbox here
 
 
 @dataclass
@@ -64,14 +71,21 @@ class Node:
     uploads: dict[str, bytes] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)  # revisions in the object store
     largest_chunk: int = 0  # of an upload
+    doors: dict[tuple[str, int], int] = field(default_factory=dict)  # a sandbox's port -> one of the host's
+    logs: dict[str, list[LogRecord]] = field(default_factory=dict)  # by the first sandbox that wrote it
     started: list[str] = field(default_factory=list)  # scripts, in order
     environments: list[dict[str, str]] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
     listeners: list[asyncio.Queue[SandboxState | None]] = field(default_factory=list)
+    thawed: int = 0  # how often any of them was
+    reclaimed: list[str] = field(default_factory=list)
     may_save: asyncio.Event = field(default_factory=asyncio.Event)
+    may_freeze: asyncio.Event = field(default_factory=asyncio.Event)
+    may_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.may_save.set()
+        for allowed in (self.may_save, self.may_freeze, self.may_stop):
+            allowed.set()
 
     async def __aenter__(self) -> "Node":
         return self
@@ -123,6 +137,8 @@ class Node:
                 exit_code=exit_code,
                 cause="exited",
                 revision=before.revision,
+                ipv4=before.ipv4,
+                ipv6=before.ipv6,
             )
         )
 
@@ -156,6 +172,8 @@ class Node:
                 exit_code=state.exit_code,
                 cause=state.cause,
                 revision=made,
+                ipv4=state.ipv4,
+                ipv6=state.ipv6,
             )
         )
         return made
@@ -184,12 +202,15 @@ class Node:
             raise NotFound("there is no image 'missing'")
         if wanted.start_from is not None and wanted.start_from not in self.saves:
             raise NotFound(f"there is no revision {wanted.start_from}")
+        if wanted.log is not None and self.written(wanted.log):
+            raise Conflict("a sandbox still writes that log")
+        self.logs.setdefault(wanted.log or vm_id, [])
         self.started.append(wanted.script.decode())
         self.environments.append(wanted.environment)
         self.requests[vm_id] = wanted
         self.files[vm_id] = dict(self.saves[wanted.start_from].files) if wanted.start_from else {}
         self.files[vm_id] |= {f"root/{file.name}": self.uploads[file.id] for file in wanted.files}
-        return self.tell(SandboxState(id=vm_id, phase="running", started_ns=10**18))
+        return self.tell(SandboxState(id=vm_id, phase="running", started_ns=10**18, ipv4=IPV4, ipv6=address_of(vm_id)))
 
     async def stop(self, vm_id: str, wanted: StopSandbox) -> SandboxState:
         self.reach()
@@ -199,9 +220,89 @@ class Node:
         if state.phase == "ended":
             return state
         self.stops.append(vm_id)
+        await self.may_stop.wait()
+        if wanted.save is not None:
+            self.requests[vm_id] = msgspec.structs.replace(self.requests[vm_id], save=wanted.save)
         if state.script_ended_ns is not None:
             return self.end(vm_id, "exited", state.exit_code)  # what ended its script stays the cause
         return self.end(vm_id, "stopped", 143, wanted.reason)
+
+    async def freeze(self, vm_id: str, wanted: Freeze) -> SandboxState:
+        self.reach()
+        await self.may_freeze.wait()
+        if wanted.reclaim:
+            self.reclaimed.append(vm_id)
+        return self._set_frozen(vm_id, True)
+
+    async def thaw(self, vm_id: str) -> SandboxState:
+        self.reach()
+        self.thawed += 1
+        return self._set_frozen(vm_id, False)
+
+    def _set_frozen(self, vm_id: str, frozen: bool) -> SandboxState:
+        if vm_id not in self.states:
+            raise NotFound("no such sandbox")
+        state = self.states[vm_id]
+        if state.phase != "running":
+            raise Conflict("not running")
+        return state if state.frozen == frozen else self.tell(msgspec.structs.replace(state, frozen=frozen))
+
+    def say(self, vm_id: str, text: bytes) -> None:
+        """Output of the script; a follower of the log hears it."""
+        records = self.logs[self.log_id(vm_id)]
+        seq = (records[-1].seq if records else 0) + len(text)
+        records.append(LogRecord(seq=seq, time_ns=now_ns(), source="stdout", data=text))
+
+    def log_id(self, vm_id: str) -> str:
+        return self.requests[vm_id].log or vm_id
+
+    def written(self, log_id: str) -> bool:
+        """Whether a sandbox's script still writes that log."""
+        writers = [state for state in self.states.values() if state.script_ended_ns is None and state.phase != "ended"]
+        return any(self.log_id(state.id) == log_id for state in writers)
+
+    async def log(self, vm_id: str, after: int = 0, follow: bool = False) -> AsyncIterator[LogRecord]:
+        self.reach()
+        if vm_id not in self.logs:
+            raise NotFound(f"there is no log of a sandbox {vm_id}")
+        while True:
+            for record in [one for one in self.logs[vm_id] if one.seq > after]:
+                yield record
+                after = record.seq
+            if not follow or not self.written(vm_id):
+                return
+            await asyncio.sleep(0.002)
+            self.reach()
+
+    async def remove_log(self, vm_id: str) -> None:
+        self.reach()
+        if self.written(vm_id):
+            raise Conflict("a sandbox still writes it")
+        self.logs.pop(vm_id, None)
+
+    async def dial(self, sandbox: str, port: int, host: str | None = None) -> socket.socket:
+        """To the port of this machine that the test put into `doors`; `host` must be the sandbox's own or None."""
+        self.reach()
+        if sandbox not in self.states:
+            raise NotFound("no such sandbox")
+        state = self.states[sandbox]
+        if state.phase != "running" or state.frozen:
+            raise Conflict("not running, or frozen")
+        own = host in (None, "127.0.0.1", "::1", state.ipv4, state.ipv6)
+        made = socket.socket()
+        made.setblocking(False)
+        try:
+            if not own or (sandbox, port) not in self.doors:
+                raise ConnectionRefusedError
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", self.doors[sandbox, port]))
+        except OSError:
+            made.close()
+            raise Refused(f"nothing listens on port {port}") from None
+        except BaseException:
+            made.close()
+            raise
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
 
     async def forget(self, vm_id: str) -> None:
         self.reach()
@@ -314,6 +415,11 @@ class Node:
             raise NotFound(f"/{path}: there is no such file")
         await self.may_save.wait()
         return self.make(save, revision, files)
+
+
+def address_of(vm_id: str) -> str:
+    """The IPv6 address that a sandbox of this node has."""
+    return str(ipaddress.IPv6Address(f"fd00::{vm_id[:4]}:{vm_id[4:]}"))
 
 
 Open = Callable[..., Any]

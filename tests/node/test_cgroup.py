@@ -1,4 +1,5 @@
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -139,6 +140,56 @@ def test_v2_use_and_oom_kills_are_read_from_their_files(tmp_path: Path) -> None:
     (directory / "cpu.stat").write_text("usage_usec 1234\nuser_usec 1000\nsystem_usec 234\n")
     assert group.oom_kills() == 2
     assert group.usage() == Usage(memory_bytes=1048576, cpu_ns=1_234_000)
+
+
+async def test_memory_is_reclaimed_by_these_files(tmp_path: Path) -> None:
+    """In steps on v2, until the kernel has no more to give; by one request on v1."""
+    second = Cgroup(Hierarchies("v2", {"": tmp_path}), "/roost-0", "m1")
+    second.create()
+    await second.reclaim(timeout=0.05)
+    async with asyncio.timeout(10):  # its thread may still be at the last step
+        while (tmp_path / "roost-0/m1/memory.reclaim").read_text() != f"{16 * 1024 * 1024}":
+            await asyncio.sleep(0.01)
+    first = Cgroup(Hierarchies("v1", {"memory": tmp_path}), "/roost-1", "m1")
+    first.create()
+    await first.reclaim(timeout=10)
+    assert (tmp_path / "roost-1/m1/memory.force_empty").read_text() == "0"
+
+
+async def test_reclaiming_waits_for_nothing_longer_than_its_limit(tmp_path: Path) -> None:
+    group = Cgroup(Hierarchies("v2", {"": tmp_path}), "/roost-0", "m1")
+    group.create()
+    pipe = tmp_path / "roost-0/m1/memory.reclaim"
+    os.mkfifo(pipe)  # opening it blocks, as a kernel may that waits for a slow disk
+    async with asyncio.timeout(10):
+        await group.reclaim(timeout=0.05)
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+
+
+async def test_a_group_that_is_gone_has_nothing_to_give_back(tmp_path: Path) -> None:
+    await Cgroup(Hierarchies("v2", {"": tmp_path}), "/roost-0", "m1").reclaim(timeout=10)
+
+
+@on_v1
+async def test_a_frozen_group_gives_back_its_page_cache_and_stays_frozen(
+    group: Cgroup, start: Start, tmp_path: Path
+) -> None:
+    code = f"""
+with open({str(tmp_path / "big")!r}, "wb") as file:
+    file.write(bytes(32 << 20))
+    file.flush()
+    import os; os.fsync(file.fileno())
+print(1, flush=True)
+while True: pass
+"""
+    process = start(group, code)
+    assert process.stdout and process.stdout.readline()
+    await group.freeze()
+    before = group.usage().memory_bytes
+    await group.reclaim()
+    assert group.usage().memory_bytes < before - (24 << 20)
+    assert read(group, "freezer/freezer.state") == "FROZEN"
+    group.thaw()
 
 
 def test_a_sliver_of_a_cpu_stays_above_what_the_kernel_refuses() -> None:

@@ -118,6 +118,27 @@ def test_output_counts_on_after_a_restart(path: Path) -> None:
     second.close()
 
 
+def test_a_torn_tail_of_a_continued_log_leaves_this_sandboxs_count_right(path: Path) -> None:
+    first = LogWriter(path)
+    first.write([(1, b"x" * 1000)])
+    first.close()
+    second = LogWriter(path, begins=None)
+    assert (second.begins, second.output) == (path.stat().st_size, 0)
+    begins = second.begins
+    second.remark("remark")
+    second.write([(1, b"abc"), (2, b"de")])
+    second.close()
+    whole = path.read_bytes()
+    for cut in range(begins, len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        again = LogWriter(path, begins=begins)
+        told = read_all(path, begins)
+        assert again.output == sum(len(record.data) for record in told if record.source != "system")
+        again.taken(5)
+        assert again.output == 5
+        again.close()
+
+
 def test_at_the_limit_the_log_says_so_once_and_counts_what_is_dropped(path: Path) -> None:
     limit = 1000
     writer = LogWriter(path, limit=limit)

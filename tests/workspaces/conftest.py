@@ -8,15 +8,22 @@ from pathlib import Path
 import httpx
 import pytest
 from litestar import Litestar
+from sqlalchemy import insert
 
-from roost.accounts.tokens import Tokens, ensure_account
+from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
 from roost.db import migrate, secret
 from roost.db.database import Database
+from roost.db.schema import accounts, tokens
+from roost.gateways.admission import Admission
+from roost.gateways.hosts import hosts_of
+from roost.gateways.routes import SIGNED_LINKS, Routes
+from roost.gateways.ssh.gateway import SshGateway
 from roost.jobs.live import LiveJobs
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Machine, SingleNode
+from roost.settings import ServeSettings
 from roost.workspaces.collection import Collection, Retention
 from tests.jobs.memory_node import Node, until
 
@@ -29,6 +36,8 @@ class Plane:
     app: Litestar
     node: Node
     live: LiveJobs
+    routes: Routes
+    database: Database
 
 
 @asynccontextmanager
@@ -37,16 +46,19 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
     node, placement = Node(), SingleNode(Machine(2, 4000))
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)
+        settings, key = ServeSettings(directory, directory / "node.sock"), secret.load(directory / "key")
         async with (
-            LiveJobs(database, secret.load(directory / "key"), node, placement) as live,  # type: ignore[arg-type]
+            LiveJobs(database, key, node, placement) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
         ):
+            routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
+            ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
             plane = ControlPlane(
-                database, Tokens(database), live, placement, Images(node), node, collection,  # type: ignore[arg-type]
+                database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)
-            yield Plane(app, node, live)
+            yield Plane(app, node, live, routes, database)
 
 
 @dataclass
@@ -54,6 +66,8 @@ class Api:
     client: httpx.AsyncClient
     node: Node
     live: LiveJobs
+    routes: Routes
+    database: Database
 
     async def run(self, **fields: object) -> str:
         """A job that has a sandbox; its vm_id."""
@@ -80,10 +94,28 @@ class Api:
         return answer.json()
 
 
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with control_plane(tmp_path) as plane:
+@asynccontextmanager
+async def an_api(directory: Path) -> AsyncIterator[Api]:
+    async with control_plane(directory) as plane:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         transport = httpx.ASGITransport(plane.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://roost/api/v1", headers=headers) as client:
-            yield Api(client, plane.node, plane.live)
+            yield Api(client, plane.node, plane.live, plane.routes, plane.database)
+
+
+@asynccontextmanager
+async def another_account(api: Api) -> AsyncIterator[httpx.AsyncClient]:
+    await api.database.write(
+        insert(accounts).values(id=77, name="stranger", created_ns=1),
+        insert(tokens).values(account_id=77, name="its", hash=digest("s" * 32), created_ns=1),
+    )
+    headers = {"Authorization": f"Bearer {'s' * 32}", "Content-Type": "application/json"}
+    transport = api.client._transport  # the same application
+    async with httpx.AsyncClient(transport=transport, base_url=api.client.base_url, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with an_api(tmp_path) as api:
+        yield api

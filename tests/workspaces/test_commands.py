@@ -4,13 +4,15 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import uvicorn
 
-from roost.serve import Server, listening
+from roost.listening import bound
+from roost.serve import Server
 from tests.jobs.memory_node import until
 from tests.workspaces.conftest import TOKEN, Plane, control_plane
 
@@ -35,16 +37,22 @@ class Shell:
         return (out + errors).decode()
 
 
-@pytest.fixture
-async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
-    async with control_plane(tmp_path) as plane:
-        with listening("127.0.0.1", 0) as listener:
+@asynccontextmanager
+async def a_shell(directory: Path) -> AsyncIterator[Shell]:
+    async with control_plane(directory) as plane:
+        with bound("127.0.0.1", 0, "--listen") as listener:
             config = uvicorn.Config(plane.app, lifespan="off", log_config=None, ws="none")
             server = Server(config)
             serving = asyncio.create_task(server.serve([listener]))
             yield Shell(f"http://127.0.0.1:{listener.getsockname()[1]}", plane)
             server.should_exit = True
             await serving
+
+
+@pytest.fixture
+async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
+    async with a_shell(tmp_path) as shell:
+        yield shell
 
 
 async def test_a_workspace_from_its_first_job_to_its_end(shell: Shell, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ async def test_a_save_that_fails_leaves_the_head_and_ends_the_job_as_an_error(op
         assert await head(live, "w") == first
 
 
-async def test_a_lost_sandbox_leaves_the_head_at_its_last_sync(opened: Open, node: Node) -> None:
+async def test_a_job_whose_sandbox_was_lost_begins_again_from_its_last_sync(opened: Open, node: Node) -> None:
     async with opened() as live:
         job = await running(live, node, workspace="w", persistent=True)
         node.sync(job.vm_id, "a" * 16)
@@ -249,8 +249,16 @@ async def test_a_lost_sandbox_leaves_the_head_at_its_last_sync(opened: Open, nod
 
         await until(moved)
         node.end(job.vm_id, "lost", None, "lost: the machine restarted")
-        result = await ended(live, job)
-        assert (result.status, result.exit_code) == ("error", None)
+
+        async def asleep() -> bool:
+            return (await reread(live, job)).depth == "cold"
+
+        await until(asleep)
+        shown = await reread(live, job)
+        assert (shown.status, shown.exit_code) == ("sleeping", None)
+        assert shown.error is not None and "the machine restarted" in shown.error
+        run = await live.awake(shown, 5)
+        assert node.requests[run.job.vm_id].start_from == "a" * 16
         assert await moved()
 
 
@@ -404,14 +412,17 @@ async def test_a_persistent_job_whose_sandbox_goes_by_itself_is_an_error(opened:
         assert result.status == "error" and "by itself" in (result.error or "")
 
 
-async def test_an_orderly_end_saves_persistent_jobs_and_says_why_they_ended(opened: Open, node: Node) -> None:
+async def test_an_orderly_end_puts_persistent_jobs_to_sleep(opened: Open, node: Node) -> None:
     async with opened() as live:
         job = await running(live, node, workspace="w", persistent=True)
-        node.exit_script(job.vm_id)
+        node.exit_script(job.vm_id, 3)
         await live.shut_down()
         result = await reread(live, job)
-        assert (result.status, result.exit_code, result.error) == ("error", 0, "Roost was shut down")
+        assert (result.status, result.depth, result.exit_code) == ("sleeping", "cold", 3)
         assert await head(live, "w") == job.save_revision
+    async with opened() as live:
+        run = await live.awake(result, 5)
+        assert node.requests[run.job.vm_id].start_from == job.save_revision
 
 
 async def test_jobs_are_found_by_their_workspace_after_their_name(opened: Open, node: Node) -> None:

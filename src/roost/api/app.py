@@ -15,7 +15,22 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from roost import __version__
-from roost.api import about, errors, images, mags, uploads, workspace_files, workspaces
+from roost.api import (
+    about,
+    access,
+    aliases,
+    errors,
+    exec_stream,
+    execs,
+    images,
+    mags,
+    proxy_targets,
+    sleep,
+    ssh_keys,
+    uploads,
+    workspace_files,
+    workspaces,
+)
 from roost.api.bodies import MAX_BODY
 from roost.api.plane import ControlPlane
 from roost.errors import RoostError
@@ -31,6 +46,31 @@ ROUTES = [
     mags.stop,  #           POST   /mags-jobs/{id}/stop
     mags.execute,  #        POST   /mags-jobs/{id}/exec
     mags.sync,  #           POST   /mags-jobs/{id}/sync
+    execs.start,  #         POST   /mags-jobs/{id}/execs
+    execs.list_execs,  #    GET    /mags-jobs/{id}/execs
+    execs.show,  #          GET    /mags-jobs/{id}/execs/{exec_id}
+    execs.remove,  #        DELETE /mags-jobs/{id}/execs/{exec_id}
+    execs.read_output,  #   GET    /mags-jobs/{id}/execs/{exec_id}/output
+    execs.write_input,  #   POST   /mags-jobs/{id}/execs/{exec_id}/input
+    execs.send_signal,  #   POST   /mags-jobs/{id}/execs/{exec_id}/signal
+    execs.resize,  #        POST   /mags-jobs/{id}/execs/{exec_id}/resize
+    exec_stream.stream,  #  WebSocket /mags-jobs/{id}/execs/{exec_id}/stream
+    access.open_access,  #  POST   /mags-jobs/{id}/access
+    access.show_access,  #  GET    /mags-jobs/{id}/access
+    access.close_access,  # DELETE /mags-jobs/{id}/access
+    aliases.create,  #      POST   /mags-url-aliases
+    aliases.list_aliases,  # GET   /mags-url-aliases
+    aliases.sign,  #        POST   /mags-url-aliases/{subdomain}/link
+    aliases.remove,  #      DELETE /mags-url-aliases/{subdomain}
+    proxy_targets.create,  # POST  /proxy-targets
+    proxy_targets.list_targets,  # GET /proxy-targets
+    proxy_targets.show,  #  GET    /proxy-targets/{id}
+    proxy_targets.change,  # PUT   /proxy-targets/{id}
+    proxy_targets.remove,  # DELETE /proxy-targets/{id}
+    sleep.change,  #        PATCH  /mags-jobs/{id}
+    sleep.put_to_sleep,  #  POST   /mags-jobs/{id}/sleep
+    sleep.wake,  #          POST   /mags-jobs/{id}/wake
+    sleep.keep_awake,  #    POST   /mags-jobs/{id}/keepalive
     uploads.upload,  #      POST   /mags-files
     workspaces.list_workspaces,  # GET    /mags-workspaces
     workspaces.remove,  #   DELETE /mags-workspaces/{id}
@@ -45,6 +85,11 @@ ROUTES = [
     images.build,  #        POST   /images/{name}/build
     images.import_archive,  # POST /images/{name}/import
     images.remove,  #       DELETE /images/{name}
+    ssh_keys.add,  #        POST   /ssh-keys
+    ssh_keys.list_keys,  #  GET    /ssh-keys
+    ssh_keys.remove,  #     DELETE /ssh-keys/{key_id}
+    ssh_keys.list_job_keys,  # GET /mags-jobs/{id}/ssh-keys
+    ssh_keys.remove_job_key,  # DELETE /mags-jobs/{id}/ssh-keys/{key_id}
 ]
 
 

@@ -14,10 +14,10 @@ from litestar.response import Stream
 from roost.accounts.tokens import Account
 from roost.api import output
 from roost.api.bodies import JsonBody
-from roost.api.plane import Plane
+from roost.api.plane import ControlPlane, Plane
 from roost.api.submission import Submission, order_of
-from roost.clock import rfc3339
-from roost.errors import Conflict, Invalid
+from roost.clock import now_ns, rfc3339
+from roost.errors import Invalid
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Order
 from roost.node.protocol import Exec, ExecResult
@@ -28,6 +28,7 @@ SYNC_WITHIN = 25.0  # seconds; clients wait 30 for an answer
 STOP_WITHIN = 20.0  # seconds; clients wait 30 for an answer
 EXEC_OUTPUT = 4_000_000  # bytes; a node's answer holds 4 MiB
 EXEC_TIMEOUT = 30.0  # seconds
+EXEC_WAKE_WITHIN = 90.0  # seconds
 MAX_EXEC_TIMEOUT = 3600.0
 MAX_COMMAND = 128 * 1024 - 1  # bytes: what the kernel takes as one argument
 MAX_PAGE = 1_000_000
@@ -50,6 +51,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sleeping: bool
     subdomain: str
     created_at: str
+    url: str | None = None  # of a persistent job; it leads somewhere once `access` has opened a port
     workspace_id: str | None = None
     vm_id: str | None = None
     exit_code: int | None = None
@@ -57,6 +59,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     started_at: str | None = None
     completed_at: str | None = None
     stopped: bool = False
+    sleep_depth: Literal["frozen", "cooling", "cold", "waking"] | None = None
+    asleep_since: str | None = None
+    awake_until: str | None = None  # a lease
     error: str | None = None
     error_message: str | None = None
 
@@ -74,6 +79,7 @@ class JobRecord(JobStatus, frozen=True, kw_only=True, omit_defaults=True):
     no_sync: bool = False
     no_sleep: bool = False
     startup_command: str | None = None
+    idle_minutes: float | None = None
     file_ids: list[str] | None = None
 
 
@@ -140,7 +146,7 @@ async def list_jobs(
     page_size: Annotated[int, Parameter(ge=1, le=100)] = 20,
 ) -> JobPage:
     found = await jobs.newest(plane.database, request.user.id, page, page_size)
-    return JobPage([status_of(plane.live.as_now(job)) for job in found.jobs], found.total, page, page_size)
+    return JobPage([status_of(plane, plane.live.as_now(job)) for job in found.jobs], found.total, page, page_size)
 
 
 @get("/mags-jobs/pool-status", summary="Show the warm pool")
@@ -152,10 +158,13 @@ async def pool_status(plane: Plane) -> PoolSize:
 
 @get("/mags-jobs/{id:str}", summary="Show a job")
 async def show(request: Caller, plane: Plane, id: Id) -> JobRecord:
-    job = plane.live.as_now(await jobs.find(plane.database, request.user.id, id))
+    return await record_of(plane, plane.live.as_now(await jobs.find(plane.database, request.user.id, id)))
+
+
+async def record_of(plane: ControlPlane, job: Job) -> JobRecord:
     script = (await jobs.script_of(plane.database, job)).decode("utf-8", "replace")
     return JobRecord(
-        **_status_fields(job),
+        **_status_fields(plane, job),
         script=script,
         type="inline",
         rootfs_type=job.image,
@@ -168,13 +177,14 @@ async def show(request: Caller, plane: Plane, id: Id) -> JobRecord:
         no_sync=job.no_sync,
         no_sleep=job.no_sleep,
         startup_command=job.startup_command,
+        idle_minutes=round(job.idle_seconds / 60, 6) if job.persistent else None,
         file_ids=job.file_ids,
     )
 
 
 @get("/mags-jobs/{id:str}/status", summary="Show how far a job is")
 async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
-    return status_of(plane.live.as_now(await jobs.find(plane.database, request.user.id, id)))
+    return status_of(plane, plane.live.as_now(await jobs.find(plane.database, request.user.id, id)))
 
 
 @get(
@@ -202,7 +212,7 @@ async def logs(
         return Stream(await output.begun(chunks), media_type="application/octet-stream")
     if follow:
         events = output.chunk_events if raw else output.line_events
-        stream = output.kept_alive(events(plane, job, _last_seen(last_event_id)))
+        stream = output.kept_alive(events(plane, job, output.last_seen(last_event_id)))
         return Stream(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     if raw:
         raise Invalid("raw=true is for follow=true; format=raw&source=stdout gives the bytes that are there")
@@ -239,16 +249,14 @@ async def sync(request: Caller, plane: Plane, id: Id) -> Stopped:
     status_code=200,
     dto=JsonBody,
     return_dto=None,
-    summary="Run a command in a running job's sandbox",
+    summary="Run a command in a job's sandbox; one that sleeps is woken",
 )
 async def execute(request: Caller, plane: Plane, id: Id, data: Command) -> CommandResult:
     call = exec_of(data)
     job = await jobs.find(plane.database, request.user.id, id)
-    run = plane.live.run_of(job)
-    if run is None or not run.serves:
-        job = await jobs.find(plane.database, request.user.id, job.request_id)
-        raise Conflict(f"job {job.name!r} is not running (status: {job.status}); exec needs a running job")
-    return _command_result(await plane.node.exec(job.vm_id, call))
+    run = await plane.live.awake(job, EXEC_WAKE_WITHIN)
+    with run.use():
+        return _command_result(await plane.node.exec(run.job.vm_id, call))
 
 
 def exec_of(command: Command) -> Exec:
@@ -278,19 +286,23 @@ def _command_result(result: ExecResult) -> CommandResult:
     )
 
 
-def status_of(job: Job) -> JobStatus:
-    return JobStatus(**_status_fields(job))
+def status_of(plane: ControlPlane, job: Job) -> JobStatus:
+    return JobStatus(**_status_fields(plane, job))
 
 
-def _status_fields(job: Job) -> dict[str, Any]:
-    attached = job.started_ns is not None
+def _status_fields(plane: ControlPlane, job: Job) -> dict[str, Any]:
+    attached = job.started_ns is not None and job.depth not in ("cold", "waking")
     return {
         "request_id": job.request_id,
         "name": job.name,
         "status": job.status,
         "persistent": job.persistent,
-        "sleeping": False,
+        "sleeping": job.status == "sleeping",
+        "sleep_depth": job.depth,
+        "asleep_since": _time(job.asleep_ns),
+        "awake_until": _time(job.keepalive_ns) if (job.keepalive_ns or 0) > now_ns() else None,
         "subdomain": job.subdomain,
+        "url": plane.routes.hosts.url(job.subdomain) if job.persistent else None,
         "workspace_id": job.workspace,
         "created_at": rfc3339(job.created_ns),
         "vm_id": job.vm_id if attached else None,
@@ -306,8 +318,3 @@ def _status_fields(job: Job) -> dict[str, Any]:
 
 def _time(instant_ns: int | None) -> str | None:
     return None if instant_ns is None else rfc3339(instant_ns)
-
-
-def _last_seen(header: str | None) -> int:
-    """A header that is not ours means: from the beginning."""
-    return int(header) if header and header.isascii() and header.isdigit() and len(header) < 16 else 0

@@ -7,6 +7,7 @@ away while somebody follows is waited for, and the log is continued after the la
 import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import nullcontext
 
 import msgspec
 
@@ -16,6 +17,7 @@ from roost.errors import NodeUnavailable, NotFound
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Result
 from roost.jobs.logs import Line, Lines
+from roost.jobs.run import Run
 from roost.node.protocol import LogRecord
 
 KEEPALIVE = 15.0  # seconds; proxies close what is silent for 30 to 60
@@ -63,9 +65,17 @@ async def records(plane: ControlPlane, job: Job, after: int, follow: bool) -> As
         await run.attached.wait()
     if job.started_ns is None and (run is None or (run.state is None and not run.asked)):
         return  # there is no sandbox, so there is no log
+    with run.use() if run is not None and follow else nullcontext():
+        async for record in _records(plane, job, run, after, follow):
+            yield record
+
+
+async def _records(
+    plane: ControlPlane, job: Job, run: Run | None, after: int, follow: bool
+) -> AsyncGenerator[LogRecord]:
     while True:
         try:
-            async for record in plane.node.log(job.vm_id, after=after, follow=follow and run is not None):
+            async for record in plane.node.log(job.log, after=after, follow=follow and run is not None):
                 after = record.seq
                 yield record
             return
@@ -124,19 +134,24 @@ async def chunk_events(plane: ControlPlane, job: Job, last_id: int) -> AsyncGene
         yield end
 
 
+def last_seen(header: str | None) -> int:
+    """A header that is not ours means: from the beginning."""
+    return int(header) if header and header.isascii() and header.isdigit() and len(header) < 16 else 0
+
+
 def event(data: bytes, number: int) -> bytes:
     return b"id: %d\ndata: %b\n\n" % (number, data)
 
 
 async def _end(plane: ControlPlane, job: Job) -> bytes | None:
-    """Waits for the result; None when Roost ends before the job does, so that the client comes back."""
+    """Waits for the result, or until it sleeps cold; None when Roost ends first, so that the client comes back."""
     run = plane.live.run_of(job)
     if run is not None and not (plane.live.closing and run.state is None):
-        await run.done.wait()
+        await run.left.wait()
     ended = run.result if run is not None else None
-    if ended is None:  # it had ended before we asked
+    if ended is None:  # it had ended before we asked, or sleeps
         row = await jobs.find(plane.database, job.account_id, job.request_id)
-        if not row.final:
+        if not row.final and (row.status != "sleeping" or plane.live.closing):
             return None
         ended = Result(row.status, row.exit_code, row.error, row.stopped)
     end = End(ended.status, ended.exit_code, ended.error, ended.stopped)

@@ -7,12 +7,14 @@ from litestar.params import Dependency
 
 from roost.accounts.tokens import Tokens
 from roost.db.database import Database
+from roost.gateways.routes import Routes
 from roost.jobs.live import LiveJobs
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
 from roost.workspaces.collection import Collection
 
 if TYPE_CHECKING:
+    from roost.gateways.ssh.gateway import SshGateway
     from roost.node.client import NodeClient
 
 
@@ -25,6 +27,8 @@ class ControlPlane:
     images: Images
     node: "NodeClient"
     collection: Collection
+    ssh: "SshGateway"
+    routes: Routes
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -28,7 +28,9 @@ TIMEOUT = 300  # seconds
 MAGIC_GB = {"2": 2048, "4": 4096}  # the tiers that clients ask for with __MAGS_MEM_GB
 MAX_FILES = 64
 MAX_COMMAND = 64 * 1024  # bytes
+MAX_IDLE_MINUTES = 7 * 24 * 60
 
+_NEEDS_PERSISTENT = "{}: needs persistent: true; other jobs end with their script and never sleep"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
@@ -64,6 +66,9 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     no_sync: Annotated[bool | None, _note("Keep the workspace on the node only")] = None
     no_sleep: Annotated[bool | None, _note("Never put the sandbox to sleep; needs persistent")] = None
     startup_command: Annotated[str | None, _note("Runs when the sandbox wakes; needs persistent")] = None
+    idle_minutes: Annotated[
+        float | None, _note("Unused, until it falls asleep; up to 10080 (a week), default 10; needs persistent")
+    ] = None
     ephemeral: Annotated[bool | None, _note("Nothing is kept; not with workspace_id or persistent")] = None
     file_ids: Annotated[list[str] | None, _note("Uploads to place in /root before the script; at most 64")] = None
 
@@ -75,6 +80,8 @@ class Magic:
     environment: dict[str, str]  # without the magic keys
     image: str | None
     memory_mb: int | None
+    idle_minutes: float | None
+    no_sleep: bool
 
 
 def order_of(submission: Submission, machine: Machine) -> Order:
@@ -92,14 +99,15 @@ def order_of(submission: Submission, machine: Machine) -> Order:
         memory_mb=_within("memory_mb", memory, MIN_MEMORY_MB, most_memory, min(MEMORY_MB, most_memory)),
         disk_gb=_within("disk_gb", submission.disk_gb, 1, MAX_DISK_GB, DISK_GB),
         timeout_seconds=_within("timeout", timeout, 1, MAX_TIMEOUT, 0 if submission.persistent else TIMEOUT),
-        keeping=_keeping(submission),
+        keeping=_keeping(submission, magic),
         file_ids=_file_ids(submission.file_ids or []),
     )
 
 
-def _keeping(submission: Submission) -> Keeping:
+def _keeping(submission: Submission, magic: Magic) -> Keeping:
     """Empty values count as absent, for clients send them."""
-    _refuse_contradictions(submission)
+    idle = _agreed("idle_minutes", submission.idle_minutes, "__MAGS_IDLE_MIN", magic.idle_minutes)
+    _refuse_contradictions(submission, idle, magic.no_sleep)
     persistent = bool(submission.persistent)
     own = submission.workspace_id or None
     base, revision = split(submission.base_workspace_id) if submission.base_workspace_id else (None, None)
@@ -111,12 +119,20 @@ def _keeping(submission: Submission) -> Keeping:
         base_revision=_agreed("base_revision", submission.base_revision or None, "base_workspace_id", revision),
         persistent=persistent,
         no_sync=bool(submission.no_sync),
-        no_sleep=bool(submission.no_sleep),
-        startup_command=_startup_command(submission.startup_command or None),
+        no_sleep=bool(submission.no_sleep) or magic.no_sleep,
+        startup_command=startup_command(submission.startup_command or None),
+        idle_seconds=idle_seconds(idle),
     )
 
 
-def _refuse_contradictions(submission: Submission) -> None:
+def idle_seconds(minutes: float | None) -> float | None:
+    """Raises Invalid."""
+    if minutes is not None and not 0 < minutes <= MAX_IDLE_MINUTES:
+        raise Invalid(f"idle_minutes: {minutes:g} is out of range; give more than 0 and at most {MAX_IDLE_MINUTES}")
+    return None if minutes is None else minutes * 60
+
+
+def _refuse_contradictions(submission: Submission, idle: float | None, no_sleep: bool) -> None:
     if submission.ephemeral:
         for field in ("workspace_id", "persistent"):
             if getattr(submission, field):
@@ -124,7 +140,11 @@ def _refuse_contradictions(submission: Submission) -> None:
     if not submission.persistent:
         for field in ("no_sleep", "startup_command"):
             if getattr(submission, field):
-                raise Invalid(f"{field}: needs persistent: true; other jobs end with their script and never sleep")
+                raise Invalid(_NEEDS_PERSISTENT.format(field))
+        if idle is not None:
+            raise Invalid(_NEEDS_PERSISTENT.format("idle_minutes"))
+        if no_sleep:
+            raise Invalid(_NEEDS_PERSISTENT.format("__MAGS_KEEP_ALIVE"))
     if submission.base_revision and not submission.base_workspace_id:
         raise Invalid("base_revision: needs base_workspace_id, the workspace that it is a revision of")
 
@@ -137,7 +157,7 @@ def workspace_name(field: str, name: str) -> str:
     return name
 
 
-def _startup_command(command: str | None) -> str | None:
+def startup_command(command: str | None) -> str | None:
     if command is not None and ("\0" in command or len(command.encode()) > MAX_COMMAND):
         raise Invalid("startup_command: at most 64 KiB, none of it NUL")
     return command
@@ -203,20 +223,33 @@ def _environment(environment: dict[str, str]) -> dict[str, str]:
 
 def _magic(environment: dict[str, str]) -> Magic:
     ordinary = {name: value for name, value in environment.items() if not name.startswith("__MAGS_")}
-    image = memory_mb = None
+    image = memory_mb = idle_minutes = None
+    no_sleep = False
     for name in environment.keys() - ordinary.keys():
         if name == "__MAGS_ROOTFS_TYPE":
             image = environment[name] or None
         elif name == "__MAGS_MEM_GB":
             memory_mb = _tier(environment[name])
-        elif name in ("__MAGS_IDLE_MIN", "__MAGS_KEEP_ALIVE"):
-            raise Invalid(
-                f"environment: {name} is not supported by this version of Roost: "
-                "sleep, which it is for, comes with the next release; leave it out"
-            )
+        elif name == "__MAGS_IDLE_MIN":
+            idle_minutes = _minutes(environment[name])
+        elif name == "__MAGS_KEEP_ALIVE":
+            no_sleep = _truth(name, environment[name])
         else:
             raise Invalid(f"environment: {name[:80]!r} has no meaning here; names that begin with __MAGS_ are reserved")
-    return Magic(ordinary, image, memory_mb)
+    return Magic(ordinary, image, memory_mb, idle_minutes, no_sleep)
+
+
+def _minutes(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise Invalid(f"environment: __MAGS_IDLE_MIN must be a number of minutes, not {value[:40]!r}") from None
+
+
+def _truth(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0", ""):
+        raise Invalid(f'environment: {name} must be "true" or "false", not {value[:40]!r}')
+    return value.lower() in ("true", "1")
 
 
 def _tier(value: str) -> int:

@@ -84,6 +84,13 @@ class Api:
         finally:
             connection.close()
 
+    def websocket(self, path: str) -> tuple[str, dict[str, str]]:
+        """Address and headers of one."""
+        host = f"[{self._host}]" if ":" in (self._host or "") else self._host
+        port = f":{self._port}" if self._port else ""
+        url = f"{'wss' if self._secure else 'ws'}://{host}{port}{self._prefix}{path}"
+        return url, {"Authorization": f"Bearer {self._token}", "User-Agent": "roost-cli"}
+
     def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=timeout)

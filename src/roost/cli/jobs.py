@@ -1,4 +1,4 @@
-"""Commands about jobs: run, list, status, logs, stop, exec, pool.
+"""Commands about jobs: run, list, status, logs, stop, pool.
 
 `run` shows the script's own bytes on the right streams as they come and ends with the script's exit status; a
 status that was lost is never shown as success.
@@ -6,7 +6,6 @@ status that was lost is never shown as success.
 
 import json
 import os
-import shlex
 import sys
 import urllib.parse
 from pathlib import Path
@@ -36,6 +35,9 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 @click.option("-w", "--workspace", metavar="NAME", help="Begin from this workspace and save to it.")
 @click.option("--base", metavar="NAME", help="Begin from this workspace (or NAME@REVISION), which stays as it is.")
 @click.option("-p", "--persistent", is_flag=True, default=None, help="Keep the sandbox until `roost stop`.")
+@click.option("--no-sleep", is_flag=True, default=None, help="Never put it to sleep; with -p.")
+@click.option("--startup-command", metavar="CMD", help="Runs when it wakes from cold; with -p.")
+@click.option("--idle-minutes", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Until it sleeps (10).")
 @click.option(
     "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Upload a file into /root; repeatable.",
@@ -56,12 +58,12 @@ def run(api: Api, script: str, pairs: tuple[str, ...], files: tuple[Path, ...], 
     if options.get("persistent"):
         return _leave(job, accepted, raw)
     try:
-        ending = follow(api, f"{_path(job)}/logs", _discard if raw else _show)
+        ending = follow(api, f"{path_of(job)}/logs", _discard if raw else _show)
     except KeyboardInterrupt:
         _stop_interrupted(api, job)
         sys.exit(INTERRUPTED)
     if raw:
-        print_json(api.call("GET", f"{_path(job)}/status"))
+        print_json(api.call("GET", f"{path_of(job)}/status"))
     elif ending.error:
         click.echo(f"roost: {ending.error}", err=True)
     sys.exit(exit_status(ending))
@@ -140,7 +142,7 @@ def _discard(source: str, data: bytes) -> None:
 def _stop_interrupted(api: Api, job: str) -> None:
     click.echo(f"\nroost: stopping {job}", err=True)
     try:
-        api.call("POST", f"{_path(job)}/stop")
+        api.call("POST", f"{path_of(job)}/stop")
     except RoostError as error:
         click.echo(f"roost: {error}", err=True)
 
@@ -167,7 +169,7 @@ def list_jobs(api: Api, page: int, page_size: int, raw: bool) -> None:
 @api_options
 def status(api: Api, job: str, raw: bool) -> None:
     """Show one job, by its id or name."""
-    answer = api.call("GET", f"{_path(job)}/status")
+    answer = api.call("GET", f"{path_of(job)}/status")
     if raw:
         return print_json(answer)
     for key, value in answer.items():
@@ -183,11 +185,11 @@ def status(api: Api, job: str, raw: bool) -> None:
 def logs(api: Api, job: str, following: bool, raw: bool) -> None:
     """Show a job's output so far, each line on the stream it was written to."""
     if following:
-        ending = follow(api, f"{_path(job)}/logs", _show_json if raw else _show)
+        ending = follow(api, f"{path_of(job)}/logs", _show_json if raw else _show)
         if ending.error:
             click.echo(f"roost: {ending.error}", err=True)
         return None
-    answer = api.call("GET", f"{_path(job)}/logs")
+    answer = api.call("GET", f"{path_of(job)}/logs")
     if raw:
         return print_json(answer)
     for entry in answer["logs"]:
@@ -205,33 +207,8 @@ def _show_json(source: str, data: bytes) -> None:
 @api_options
 def stop(api: Api, job: str, raw: bool) -> None:
     """Stop a job and its sandbox."""
-    answer = api.call("POST", f"{_path(job)}/stop", timeout=60)
+    answer = api.call("POST", f"{path_of(job)}/stop", timeout=60)
     print_json(answer) if raw else click.echo(answer.get("message", "Job stopped"))
-
-
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-t", "--timeout", type=click.IntRange(min=1), default=30, show_default=True, metavar="S")
-@click.argument("job")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@as_json
-@api_options
-def exec_command(api: Api, job: str, command: tuple[str, ...], timeout: int, raw: bool) -> None:
-    """Run COMMAND in a job's sandbox and end with its exit status. Options come before JOB.
-
-    One word is shell text; several are a program and its arguments.
-    """
-    text = command[0] if len(command) == 1 else shlex.join(command)
-    body = {"command": text, "timeout": timeout}
-    answer = api.call("POST", f"{_path(job)}/exec", body, timeout=timeout + 30)
-    if raw:
-        print_json(answer)
-    else:
-        click.echo(answer["stdout"], nl=False)
-        click.echo(answer["stderr"], nl=False, err=True)
-        if answer.get("note"):
-            click.echo(f"roost: {answer['note']}", err=True)
-    code = answer.get("exit_code")
-    sys.exit(code if isinstance(code, int) and 0 <= code <= 255 else 1)
 
 
 @click.command()
@@ -247,5 +224,5 @@ def pool(api: Api, raw: bool) -> None:
     return None
 
 
-def _path(job: str) -> str:
+def path_of(job: str) -> str:
     return f"{JOBS}/{urllib.parse.quote(job, safe='')}"

@@ -18,7 +18,7 @@ from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
 from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+FILE = click.Path(path_type=Path, dir_okay=False, readable=False)  # the control plane says what to do about one
 MINUTES = click.FloatRange(min=0, min_open=True)
 
 
@@ -108,7 +108,8 @@ def up(state: Path, images: Path, **options: Any) -> None:
 
     if os.geteuid() != 0:
         _as_root()
-    serving = {name: options.pop(name) for name in list(options) if name in ServeSettings.__dataclass_fields__}
+    known = ServeSettings.__dataclass_fields__.keys() - {"listen"}
+    serving = {name: options.pop(name) for name in list(options) if name in known}
     run(UpSettings(state=state.resolve(), images=images.resolve(), serving=serving, **options))
 
 
@@ -123,17 +124,18 @@ def _as_root() -> NoReturn:
 @click.command(hidden=True)
 @click.option("--state", type=DIRECTORY, required=True)
 @click.option("--node-socket", type=click.Path(path_type=Path), required=True)
-@click.option("--host", required=True)
-@click.option("--port", type=int, required=True)
+@click.option("--listen", required=True)
+@click.option("--inherited", multiple=True, metavar="NAME=N")
 @serve_options
-def serve(state: Path, **options: Any) -> None:
+def serve(state: Path, inherited: tuple[str, ...], **options: Any) -> None:
     """The control plane. The first account's token comes on standard input."""
     from roost.serve import serve as serve_api
     from roost.settings import ServeSettings
 
     token = sys.stdin.readline().strip()
     with _configured():
-        serve_api(ServeSettings(state_dir=state, **options), token)
+        handed = {name: int(number) for name, _, number in (one.partition("=") for one in inherited)}
+        serve_api(ServeSettings(state_dir=state, inherited=handed, **options), token)
 
 
 @click.command(hidden=True)

@@ -60,14 +60,14 @@ async def migrate(database: Path) -> None:
         raise StateUnwritable(f"{database} could not be brought to schema {head()}: {last_line}")
 
 
-def upgrade(database: Path) -> None:
+def upgrade(database: Path, to: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(VERSIONS.parent).replace("%", "%%"))
     config.set_main_option("sqlalchemy.url", f"sqlite:///{database}".replace("%", "%%"))
-    command.upgrade(config, "head")
+    command.upgrade(config, to)
 
 
 if __name__ == "__main__":

@@ -201,3 +201,11 @@ ssh_keys = Table(
     Index("ssh_keys_of_job", "job_seq", "last_used_ns"),
     Index("ssh_keys_of_account", "account_id", "created_ns"),
 )
+
+ssh_ports = Table(  # of the gateway that belong to one job; they go when it has ended
+    "ssh_ports",
+    metadata,
+    Column("port", Integer, primary_key=True),
+    Column("job_seq", Integer, ForeignKey("jobs.seq"), nullable=False, unique=True),
+    Column("created_ns", BigInteger, nullable=False),
+)

@@ -9,7 +9,9 @@ import secrets
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from roost.errors import Conflict
 
@@ -21,7 +23,12 @@ class Secret:
     """A key that seals and opens."""
 
     def __init__(self, key: bytes) -> None:
+        self._key = key
         self._cipher = AESGCM(key)
+
+    def derive(self, purpose: str) -> bytes:
+        """A key for another purpose, which tells nothing about this one (HKDF, RFC 5869)."""
+        return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=purpose.encode()).derive(self._key)
 
     def seal(self, plain: bytes, owner: str) -> bytes:
         nonce = secrets.token_bytes(NONCE_BYTES)

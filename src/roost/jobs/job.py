@@ -22,8 +22,9 @@ from roost.node import protocol
 from roost.workspaces import revisions, workspace
 
 Status = Literal["pending", "running", "sleeping", "completed", "error"]
-Depth = Literal["frozen", "cold", "waking"]
+Depth = Literal["frozen", "cooling", "cold", "waking"]
 FINAL = ("completed", "error")
+IDLE_SECONDS = 600.0  # documented: ten minutes
 HEAD_MOVED = "the workspace was changed by somebody else meanwhile; this job's files are its revision {}"
 
 
@@ -59,12 +60,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     no_sleep: bool = False
     startup_command: str | None = None
     file_ids: list[str] | None = None
-    idle_seconds: float = 600  # without use, until it falls asleep
+    idle_seconds: float = IDLE_SECONDS  # without use, until it falls asleep
     keepalive_ns: int | None = None  # until then it does not
     depth: Depth | None = None  # while it sleeps
     asleep_ns: int | None = None
     wakes: int = 0  # from cold; each has a sandbox, and a vm_id, of its own
     log_id: str | None = None  # the first sandbox's id, whose log all of them continue; None before the first wake
+
+    @property
+    def log(self) -> str:
+        """The id under which the node keeps its output."""
+        return self.log_id or self.vm_id
 
     @property
     def settles_with_sandbox(self) -> bool:
@@ -105,6 +111,7 @@ class Keeping:
     no_sync: bool = False
     no_sleep: bool = False
     startup_command: str | None = None
+    idle_seconds: float | None = None  # None: the installation's
 
 
 @dataclass(frozen=True)
@@ -172,9 +179,10 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
         "timeout_seconds": order.timeout_seconds,
         "created_ns": now_ns(),
         **dataclasses.asdict(keeping),
-        "save_revision": ids.revision_id() if keeping.workspace else None,
+        "save_revision": ids.revision_id() if keeping.workspace or keeping.persistent else None,
         "file_ids": list(order.file_ids) or None,
     }
+    told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds
     sealed = _seal(secret, order.work.environment, request_id)
     row = insert(jobs).values(**told, script=order.work.script, environment=sealed)
     if keeping.workspace is None:
@@ -216,11 +224,11 @@ async def script_of(database: Database, job: Job) -> bytes:
 
 
 async def find(database: Database, account_id: int, reference: str) -> Job:
-    """By request id, else by name or workspace: a running one first, then one that waits, then the newest.
+    """By request id, else by name or workspace: one that runs or sleeps first, then one that waits, then the newest.
 
     Among equals a name counts before a workspace. Raises NotFound.
     """
-    liveness = case((jobs.c.status == "running", 0), (jobs.c.status == "pending", 1), else_=2)
+    liveness = case((jobs.c.status.in_(("running", "sleeping")), 0), (jobs.c.status == "pending", 1), else_=2)
     ways = (jobs.c.request_id, jobs.c.name, jobs.c.workspace)  # each with the account, so that each uses its index
     query = (
         _jobs()
@@ -239,6 +247,20 @@ async def find(database: Database, account_id: int, reference: str) -> Job:
     return _job(rows[0])
 
 
+async def reread(database: Database, job: Job) -> Job:
+    """As it is by now."""
+    rows = await database.read(_jobs().where(jobs.c.seq == job.seq))
+    return _job(rows[0])
+
+
+async def find_by_seq(database: Database, account_id: int, seq: int) -> Job:
+    """Raises NotFound."""
+    rows = await database.read(_jobs().where(jobs.c.seq == seq, jobs.c.account_id == account_id))
+    if not rows:
+        raise NotFound("there is no such job")
+    return _job(rows[0])
+
+
 async def find_by_vm(database: Database, vm_id: str) -> Job | None:
     rows = await database.read(_jobs().where(jobs.c.vm_id == vm_id))
     return _job(rows[0]) if rows else None
@@ -253,8 +275,10 @@ async def newest(database: Database, account_id: int, page: int, page_size: int)
 
 
 async def unfinished(database: Database) -> list[Job]:
-    """In the order in which they were accepted."""
-    query = _jobs().where(jobs.c.status.in_(("pending", "running"))).order_by(jobs.c.seq)
+    """In the order in which they were accepted; those that sleep cold are not among them, unless they should not."""
+    sleeping = jobs.c.status == "sleeping"
+    stirring = and_(sleeping, or_(jobs.c.depth != "cold", jobs.c.no_sleep))
+    query = _jobs().where(or_(jobs.c.status.in_(("pending", "running")), stirring)).order_by(jobs.c.seq)
     return [_job(row) for row in await database.read(query)]
 
 
@@ -275,6 +299,61 @@ def record_script_end(database: Database, job: Job, exit_code: int | None, scrip
     unended = jobs.c.ended_ns.is_(None)
     row = update(jobs).where(jobs.c.seq == job.seq, unended)
     database.write_soon(row.values(exit_code=exit_code, script_ended_ns=script_ended_ns))
+
+
+def record_frozen(database: Database, job: Job) -> None:
+    """Not waited for, as little as the next: after a crash the node tells whether it stands still."""
+    row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.ended_ns.is_(None))
+    database.write_soon(row.values(status="sleeping", depth="frozen", asleep_ns=job.asleep_ns))
+
+
+def record_awake(database: Database, job: Job) -> None:
+    row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.vm_id == job.vm_id, jobs.c.ended_ns.is_(None))
+    database.write_soon(row.values(status="running", depth=None, asleep_ns=None))
+
+
+async def record_cooling(database: Database, job: Job) -> None:
+    """Raises StateUnwritable."""
+    row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.ended_ns.is_(None))
+    await database.write(row.values(status="sleeping", depth="cooling", asleep_ns=job.asleep_ns))
+
+
+async def record_cold(database: Database, job: Job, revision: protocol.Revision | None, note: str | None) -> Job:
+    """The sandbox is gone, its files are `revision`, and the next one is chosen; the job as it is now.
+
+    Without a revision it will begin from its workspace's head, or as before. Raises StateUnwritable.
+    """
+    saves = revisions.saved(job, revision, final=True) if revision is not None and job.workspace is not None else ()
+    start = revision.id if revision is not None else func.coalesce(revisions.head_of(job), jobs.c.start_revision)
+    changes: dict[str, Any] = {
+        "status": "sleeping",
+        "depth": "cold",
+        "asleep_ns": job.asleep_ns or now_ns(),
+        "vm_id": ids.vm_id(),
+        "save_revision": ids.revision_id(),
+        "wakes": job.wakes + 1,
+        "log_id": job.log,
+        "exit_code": job.exit_code,
+        "script_ended_ns": job.script_ended_ns,
+        "error": note,
+    }
+    row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.vm_id == job.vm_id, jobs.c.ended_ns.is_(None))
+    await database.write(*saves, row.values(**changes, start_revision=start))
+    return await reread(database, job)
+
+
+def record_waking(database: Database, job: Job) -> None:
+    row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.vm_id == job.vm_id, jobs.c.depth == "cold")
+    database.write_soon(row.values(depth="waking"))
+
+
+async def keep_awake(database: Database, job: Job, until_ns: int) -> None:
+    await database.write(update(jobs).where(jobs.c.seq == job.seq).values(keepalive_ns=until_ns))
+
+
+async def change(database: Database, job: Job, **settings: Any) -> None:
+    """Of a job that has not ended; what is not named stays."""
+    await database.write(update(jobs).where(jobs.c.seq == job.seq, jobs.c.ended_ns.is_(None)).values(**settings))
 
 
 async def record_save(database: Database, job: Job, revision: protocol.Revision, wished: bool = False) -> None:
@@ -310,6 +389,7 @@ async def record_end(database: Database, job: Job, result: Result, revision: pro
             started_ns=func.coalesce(result.started_ns, jobs.c.started_ns),
             script_ended_ns=result.script_ended_ns,
             ended_ns=now_ns(),
+            depth=None,
             environment=None,
         ),
     )

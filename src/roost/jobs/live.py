@@ -1,13 +1,13 @@
 """The jobs that have not ended: their queue, their runs, and the node's news for them.
 
-`submit` queues a durable job; `_dispatch` places the head of the queue and starts its run; `_listen` follows the
-node's events and hands each state to its run. The queue is in order of acceptance, and a job the node had no room
-for goes back to its old place.
+`submit` queues a durable job; the queue (`queue.py`) places its head, whose run begins (`states.py`); `_listen` follows
+the node's events and hands each state to its run. `awake` and `sleep` are for jobs that stay.
 """
 
 import asyncio
-import heapq
-from collections.abc import Coroutine
+import dataclasses
+import time
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -19,13 +19,17 @@ from structlog.typing import FilteringBoundLogger
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.secret import Secret
-from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, RoostError, SetupMissing
+from roost.errors import Asleep, Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, RoostError, SetupMissing
+from roost.jobs import idle, sleep, states
 from roost.jobs import job as jobs
-from roost.jobs import run as states
-from roost.jobs.job import Job, Order, Result
-from roost.jobs.run import Means, Move, Run, script_ended
+from roost.jobs.idle import Patience
+from roost.jobs.job import Depth, Job, Order, Result
+from roost.jobs.queue import Queue
+from roost.jobs.result import lost, script_ended
+from roost.jobs.run import Means, Run
+from roost.jobs.states import Move
 from roost.node.protocol import VERSION, NodeInfo, SandboxState, SaveRequest, StopSandbox
-from roost.sandboxes.placement import Lease, Placement
+from roost.sandboxes.placement import Placement
 from roost.workspaces import revisions
 from roost.workspaces.revisions import Unrecorded
 
@@ -36,6 +40,7 @@ MAX_WAITING = 10_000  # queued jobs; each costs about 1 KB here
 CARRIED_BYTES = 64 * 1024  # a larger script is not kept in memory while its job waits
 CARRIED_JOBS = 256
 BACKOFF = (0.05, 1.0)  # seconds between attempts to reach the node: the first, the longest
+WAKE_LIMIT = 90.0  # seconds that a wake may take for those who ask for it by name
 SHUT_DOWN_LIMIT = 25.0  # seconds for all sandboxes to be stopped when Roost is
 
 Synced: TypeAlias = Literal["saved", "saving", "local"]  # what came of a wish to save
@@ -72,24 +77,35 @@ class NodeLink:
 class LiveJobs:
     """Enter it to recover what the last process left behind; leave it with `shut_down` for an orderly end."""
 
-    def __init__(self, database: Database, secret: Secret, node: "NodeClient", placement: Placement) -> None:
+    def __init__(
+        self,
+        database: Database,
+        secret: Secret,
+        node: "NodeClient",
+        placement: Placement,
+        patience: Patience | None = None,
+    ) -> None:
+        self.patience = patience or Patience()
         self.link = NodeLink()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unrecorded = Unrecorded()
         self._placement = placement
-        self._means = Means(database, secret, node, placement, self.link, self._requeue)
+        self._means = Means(
+            database, secret, node, placement, self.link, self._enqueue, self._save_before_sleep, self._went_cold
+        )
         self._runs: dict[str, Run] = {}  # by vm_id
-        self._queue: list[tuple[int, Run]] = []  # heap by seq; those that left it otherwise are not in _waiting
-        self._waiting: set[str] = set()  # vm_ids in the queue
-        self._queued = asyncio.Event()
-        self._placing: asyncio.Task[Lease] | None = None
+        self._present: dict[int, Run] = {}  # by the job's seq: the one that stands for it now
+        self._ending: set[int] = set()  # jobs that are stopped while they sleep cold
+        self._queue = Queue(placement)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._closing = False
 
     async def __aenter__(self) -> Self:
         await self._recover()
-        self._loops = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._listen())]
+        dispatch = self._queue.dispatch(self.link.up, self._fetch_work, self._begin)
+        loops = dispatch, self._listen(), idle.watch(self._present.values, self._means, self.patience)
+        self._loops = [asyncio.create_task(loop) for loop in loops]
         for loop in self._loops:
             loop.add_done_callback(self._loop_ended)
         return self
@@ -108,29 +124,50 @@ class LiveJobs:
         """Raises NodeUnavailable while shutting down, NoCapacity when too many jobs wait, StateUnwritable."""
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; submit again after its restart")
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._queue) >= MAX_WAITING:
             raise NoCapacity(f"{MAX_WAITING} jobs are waiting already; submit again when some have ended")
+        if order.keeping.idle_seconds is None:
+            keeping = dataclasses.replace(order.keeping, idle_seconds=self.patience.idle)
+            order = dataclasses.replace(order, keeping=keeping)
         job = await jobs.submit(self._means.database, self._means.secret, account_id, order)
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
-        carried = order.work.size <= CARRIED_BYTES and len(self._waiting) < CARRIED_JOBS
+        carried = order.work.size <= CARRIED_BYTES and len(self._queue) < CARRIED_JOBS
         self._enqueue(Run(job, order.work if carried else None))
         return job
 
     async def stop(self, job: Job, within: float) -> bool:
         """Whether the job has ended after at most `within` seconds; if not, it will be stopped all the same."""
-        run = self._runs.get(job.vm_id)
+        if await self._end_cold(job):
+            return True
+        run = self._present.get(job.seq)
         if run is None or run.done.is_set():
             return True
         await jobs.request_stop(self._means.database, job)
         run.stop()
-        if job.vm_id in self._waiting and run.state is None:
-            self._leave_queue(run)
+        if run in self._queue and run.state is None:
+            self._queue.leave(run)
             self._carry(run, states.starting if run.asked else states.finishing)
         try:
-            await asyncio.wait_for(run.done.wait(), within)
+            await asyncio.wait_for(run.left.wait(), within)
         except TimeoutError:
             return False
-        return True
+        return run.done.is_set() or await self._end_cold(job)
+
+    async def _end_cold(self, job: Job) -> bool:
+        """A job that sleeps cold has no sandbox to stop; its files are saved."""
+        if job.seq in self._present:
+            return False
+        self._ending.add(job.seq)
+        try:
+            job = await jobs.reread(self._means.database, job)
+            if job.status != "sleeping" or job.seq in self._present:
+                return False
+            result = Result("completed", job.exit_code, None, True, None, job.script_ended_ns)
+            await jobs.record_end(self._means.database, job, result)
+            log.info("job.end", request_id=job.request_id, status=result.status, exit_code=result.exit_code)
+            return True
+        finally:
+            self._ending.discard(job.seq)
 
     async def sync(self, job: Job, within: float) -> Synced:
         """Saves a running job's workspace to the object store; it goes on if that takes longer than `within` seconds.
@@ -140,9 +177,11 @@ class LiveJobs:
         """
         if job.workspace is None:
             raise Invalid(f"job {job.name!r} has no workspace to save to; submit it with workspace_id")
-        run = self._runs.get(job.vm_id)
+        run = self._present.get(job.seq)
         if run is None or not run.serves:
             raise Conflict(f"job {job.name!r} is not running (status: {job.status}); what it saved is its workspace")
+        if run.rests.is_set():
+            return "saved"  # it was, before it fell asleep
         if not (await revisions.pin(self._means.database, run.job)).upload:
             return "local"
         saving = self._own(self._save(run))
@@ -156,19 +195,141 @@ class LiveJobs:
     async def awake(self, job: Job, within: float) -> Run:
         """The job's run, once its sandbox can be entered; one that sleeps is woken, once for all who ask.
 
-        Raises Conflict for a job that has ended or cannot be entered, Asleep after `within` seconds.
+        Raises Conflict for a job that has ended or cannot be entered, Asleep after `within` seconds; NodeUnavailable
+        while shutting down.
         """
-        run = self._runs.get(job.vm_id)
-        if run is None or not run.serves:
-            raise Conflict(f"job {job.name!r} is not running (status: {job.status})")
+        run = self._present.get(job.seq)
+        if run is not None and run.awake:
+            run.used = time.monotonic()
+            return run
+        try:
+            async with asyncio.timeout(within):
+                return await self._awoken(job)
+        except TimeoutError:
+            job = await jobs.reread(self._means.database, job)
+            raise Asleep(f"job failed to wake (status: {job.status}) within {within:g} s; try again") from None
+
+    async def _awoken(self, job: Job) -> Run:
+        while True:
+            run = self._present.get(job.seq) or await self._roused(job)
+            if run.awake:
+                run.used = time.monotonic()
+                return run
+            if self._closing:
+                raise NodeUnavailable("Roost is shutting down; try again after its restart")
+            if not run.left.is_set():
+                self._require_enterable(run)
+                run.wake()
+                await _first(run.entered.wait(), run.left.wait())
+                if run.awake:
+                    continue
+            if self._present.get(job.seq) is run:
+                await asyncio.sleep(0)  # its last steps
+
+    def _require_enterable(self, run: Run) -> None:
+        job = run.job
+        if run.state is None and not job.persistent:
+            raise Conflict(f"job {job.name!r} is not running (status: pending); try again when it has started")
+        if run.state is not None and script_ended(run.state) and not job.persistent:
+            raise Conflict(f"job {job.name!r} is not running: its script has ended, and it is not persistent")
+        if run.stop_requested:
+            raise Conflict(f"job {job.name!r} is being stopped")
+
+    async def _roused(self, job: Job) -> Run:
+        """A job without a run: it sleeps cold, or has ended."""
+        job = await jobs.reread(self._means.database, job)
+        if (run := self._present.get(job.seq)) is not None:
+            return run
+        if job.final or job.seq in self._ending:
+            how = f": {job.error}" if job.error else ""
+            raise Conflict(f"job {job.name!r} is not running (status: {job.status}{how}); submit it again")
+        if self._closing:
+            raise NodeUnavailable("Roost is shutting down; try again after its restart")
+        return self._rouse(job)
+
+    def _rouse(self, job: Job, restarts: int = 0) -> Run:
+        run = Run(job)
+        run.restarts = restarts
+        run.become(depth="waking")
+        jobs.record_waking(self._means.database, job)
+        log.info("job.wake", request_id=job.request_id, vm_id=job.vm_id)
+        self._enqueue(run)
         return run
 
-    async def _save(self, run: Run) -> None:
+    def _went_cold(self, run: Run, job: Job) -> None:
+        """From here on the job is another sandbox's; the old one is only forgotten."""
+        if self._present.get(job.seq) is run:
+            del self._present[job.seq]
+        if self._closing:
+            return
+        if run.wake_wanted and not job.no_sleep:
+            self._rouse(job)
+        elif job.no_sleep:
+            self._own(self._restart(run, job))
+
+    async def _restart(self, run: Run, job: Job) -> None:
+        restarts = 0 if run.lived > sleep.LIVED else run.restarts + 1
+        await asyncio.sleep(sleep.pause_before_restart(run, run.restarts))
+        job = await jobs.reread(self._means.database, job)
+        if job.status == "sleeping" and not self._closing and job.seq not in {*self._present, *self._ending}:
+            self._rouse(job, restarts)
+
+    async def sleep(self, job: Job, depth: Depth, within: float) -> Job:
+        """Puts it to sleep, in use or not; the job as it is then. Raises Conflict, Asleep if it takes longer."""
+        self._require_sleeper(job)
+        run = self._present.get(job.seq)
+        if run is not None:
+            run.sleep(depth, automatic=False)
+            until = (run.rests.wait(), run.left.wait()) if depth == "frozen" else (run.left.wait(),)
+            try:
+                async with asyncio.timeout(within):
+                    await _first(*until)
+            except TimeoutError:
+                raise Asleep(f"job {job.name!r} is on its way to sleep; look at its status") from None
+        return self.as_now(await jobs.reread(self._means.database, job))
+
+    def _require_sleeper(self, job: Job) -> None:
+        if not job.persistent:
+            raise Conflict(f"job {job.name!r} is not persistent: it ends with its script and never sleeps")
+        if job.final:
+            raise Conflict(f"job {job.name!r} has ended (status: {job.status})")
+        if job.no_sleep:
+            raise Conflict(f"job {job.name!r} has no_sleep; PATCH it with no_sleep: false first")
+        run = self._present.get(job.seq)
+        if run is not None and (run.state is None or not run.serves):
+            raise Conflict(f"job {job.name!r} has not started yet, or is being stopped")
+
+    async def keep_awake(self, job: Job, seconds: float) -> int:
+        """A lease of that many seconds, in place of an earlier one; until when (ns). Wakes a job that sleeps."""
+        until_ns = now_ns() + int(seconds * 1e9)
+        run = await self.awake(job, WAKE_LIMIT)
+        await jobs.keep_awake(self._means.database, job, until_ns)
+        run.become(keepalive_ns=until_ns)
+        return until_ns
+
+    async def change(self, job: Job, **settings: Any) -> Job:
+        """no_sleep, startup_command, idle_seconds: hold from now on. Raises Conflict for a job that has ended."""
+        if job.final:
+            raise Conflict(f"job {job.name!r} has ended (status: {job.status}); nothing of it can be changed")
+        await jobs.change(self._means.database, job, **settings)
+        job = await jobs.reread(self._means.database, job)
+        run = self._present.get(job.seq)
+        if run is not None:
+            run.become(**settings)
+        if job.no_sleep and job.status == "sleeping":
+            await self.awake(job, WAKE_LIMIT)
+        return self.as_now(await jobs.reread(self._means.database, job))
+
+    async def _save_before_sleep(self, run: Run) -> None:
+        if run.job.workspace is not None and (await revisions.pin(self._means.database, run.job)).upload:
+            await self._save(run, wished=False)
+
+    async def _save(self, run: Run, wished: bool = True) -> None:
         async with run.saving:
             with self.unrecorded.chosen() as revision:
                 wanted = SaveRequest(revision=revision, account=run.job.account_id, upload=True)
                 made = await self._means.node.save(run.job.vm_id, wanted)
-                await jobs.record_save(self._means.database, run.job, made, wished=True)
+                await jobs.record_save(self._means.database, run.job, made, wished)
 
     @property
     def closing(self) -> bool:
@@ -176,90 +337,63 @@ class LiveJobs:
 
     def as_now(self, job: Job) -> Job:
         """The job as it is at this moment; the database is told a little later that it runs."""
-        run = self._runs.get(job.vm_id)
-        if job.final or run is None or run.state is None or run.state.started_ns is None:
+        run = self._present.get(job.seq)
+        if job.final or run is None:
             return job
-        job = msgspec.structs.replace(job, status="running", started_ns=run.state.started_ns)
-        if not (job.persistent and script_ended(run.state)):
+        if run.job.depth is not None:
+            asleep = {"depth": run.job.depth, "asleep_ns": run.job.asleep_ns, "keepalive_ns": run.job.keepalive_ns}
+            return msgspec.structs.replace(job, status="sleeping", **asleep)
+        if run.state is None or run.state.started_ns is None:
+            return job
+        running = {"depth": None, "asleep_ns": None, "started_ns": job.started_ns or run.state.started_ns}
+        job = msgspec.structs.replace(job, status="running", **running)
+        if job.wakes or not (job.persistent and script_ended(run.state)):
             return job
         ended = {"exit_code": run.state.exit_code, "script_ended_ns": run.state.script_ended_ns}
         return msgspec.structs.replace(job, **ended)
 
     def run_of(self, job: Job) -> Run | None:
-        """The run of a job that has not ended."""
-        return self._runs.get(job.vm_id)
+        """The run of a job that has not ended and does not sleep cold."""
+        return self._present.get(job.seq)
+
+    def runs(self) -> Iterable[Run]:
+        """Of all jobs that have not ended and do not sleep cold."""
+        return self._present.values()
 
     # -- beginning -----------------------------------------------------------------------------------------
 
     async def _recover(self) -> None:
         for job in await jobs.unfinished(self._means.database):
             run = Run(job)
-            if job.status == "pending":
+            if job.status == "pending" or job.depth == "waking":
                 self._enqueue(run)
+            elif job.depth == "cold":
+                self._rouse(job)
             else:
-                run.hear(SandboxState(id=job.vm_id, phase="running", started_ns=job.started_ns))
-                self._runs[job.vm_id] = run
-                run.lease = self._placement.adopt(run.need)
-                self._carry(run, states.running)
+                state = SandboxState(id=job.vm_id, phase="running", started_ns=job.started_ns)
+                self._adopt(run, msgspec.structs.replace(state, frozen=job.depth == "frozen"))
         if self._runs:
-            log.info("jobs.recover", jobs=len(self._runs), waiting=len(self._waiting))
+            log.info("jobs.recover", jobs=len(self._runs), waiting=len(self._queue))
+
+    def _adopt(self, run: Run, state: SandboxState) -> None:
+        """It has a sandbox already."""
+        run.hear(state)
+        self._runs[run.job.vm_id] = self._present[run.job.seq] = run
+        run.lease = self._placement.adopt(run.need)
+        self._carry(run, states.running)
 
     def _enqueue(self, run: Run) -> None:
-        self._runs[run.job.vm_id] = run
-        self._waiting.add(run.job.vm_id)
-        heapq.heappush(self._queue, (run.job.seq, run))
-        self._queued.set()
-        if self._placing is not None and self._queue[0][1] is run:
-            self._placing.cancel()  # it goes before the one that is being placed
+        self._runs[run.job.vm_id] = self._present[run.job.seq] = run
+        self._queue.put(run)
 
-    def _requeue(self, run: Run) -> None:
-        self._enqueue(run)
-
-    def _leave_queue(self, run: Run) -> None:
-        self._waiting.discard(run.job.vm_id)
-        if self._placing is not None and self._queue and self._queue[0][1] is run:
-            self._placing.cancel()
-
-    async def _head(self) -> Run:
-        while True:
-            while self._queue and self._queue[0][1].job.vm_id not in self._waiting:
-                heapq.heappop(self._queue)
-            if self._queue:
-                return self._queue[0][1]
-            self._queued.clear()
-            await self._queued.wait()
-
-    async def _dispatch(self) -> None:
-        while True:
-            await self.link.up()
-            run = await self._head()
-            await self._fetch_work(run)
-            lease = await self._place(run)
-            if lease is None:
-                continue
-            if not self.link.is_up or run.job.vm_id not in self._waiting or self._queue[0][1] is not run:
-                self._placement.release(lease)
-                continue
-            heapq.heappop(self._queue)
-            self._waiting.discard(run.job.vm_id)
-            run.lease = lease
-            self._carry(run, states.starting)
+    def _begin(self, run: Run) -> None:
+        self._carry(run, states.starting)
 
     async def _fetch_work(self, run: Run) -> None:
         """Before its turn, because starts that each read first would reach the node out of order."""
         if run.work is None:
             with suppress(RoostError):  # its run meets it again, and ends with it
                 run.work = await jobs.work_of(self._means.database, self._means.secret, run.job)
-
-    async def _place(self, run: Run) -> Lease | None:
-        """None when the run left the head of the queue meanwhile."""
-        self._placing = asyncio.create_task(self._placement.place(run.need))
-        try:
-            await asyncio.wait({self._placing})
-            return None if self._placing.cancelled() else self._placing.result()
-        finally:
-            self._placing.cancel()
-            self._placing = None
 
     def _carry(self, run: Run, move: Move) -> None:
         self._own(self._carry_out(run, move))
@@ -277,8 +411,10 @@ class LiveJobs:
         except Exception:
             log.exception("job.fault", request_id=run.job.request_id)
             await self._give_up(run)
-        if run.done.is_set():
+        if run.left.is_set():
             self._runs.pop(run.job.vm_id, None)
+            if self._present.get(run.job.seq) is run:
+                del self._present[run.job.seq]
 
     async def _give_up(self, run: Run) -> None:
         """A fault of ours: the job ends as an error and its sandbox goes, the other jobs are not touched."""
@@ -287,6 +423,7 @@ class LiveJobs:
             await jobs.record_end(self._means.database, run.job, run.result)
             run.attached.set()
             run.done.set()
+            run.left.set()
         await self._remove(run.job.vm_id)
         if run.lease is not None:
             self._placement.release(run.lease)
@@ -327,21 +464,24 @@ class LiveJobs:
                 self._own(self._settle_orphan(state))
             return
         run.hear(state)
-        if state.id in self._waiting:  # the last process had started it, and died before it wrote that down
-            self._leave_queue(run)
+        if run in self._queue:  # the last process had started it, and died before it wrote that down
+            self._queue.leave(run)
             run.lease = self._placement.adopt(run.need)
             self._carry(run, states.running)
 
     def _snapshot_told(self) -> None:
         for vm_id, run in list(self._runs.items()):
             if run.state is not None and run.state.phase != "ended" and vm_id not in self.link.told:
-                run.hear(states.lost(run.job))
+                run.hear(lost(run.job))
         self.link.raised()
         log.info("node.up", sandboxes=len(self.link.told))
 
     async def _settle_orphan(self, state: SandboxState) -> None:
         """A sandbox whose job has ended, or that no job knows: the last process died before it was forgotten."""
         job = await jobs.find_by_vm(self._means.database, state.id)
+        if job is not None and job.status == "sleeping" and job.seq not in self._present:
+            self._adopt(Run(job), state)  # the last process was waking it, and died before it wrote that down
+            return
         log.info("sandbox.orphan", vm_id=state.id, request_id=None if job is None else job.request_id)
         await self._remove(state.id)
 
@@ -370,6 +510,7 @@ class LiveJobs:
         self._closing = True
         begun = now_ns()
         self._loops[0].cancel()
+        self._loops[2].cancel()  # nobody falls asleep any more but by this
         for run in self._runs.values():
             run.shut_down()
         if self.link.is_up and self._tasks:
@@ -377,6 +518,16 @@ class LiveJobs:
         for run in self._runs.values():
             run.attached.set()  # nobody waits any longer for what begins after the next start
         log.info("jobs.shut_down", left=len(self._runs), milliseconds=(now_ns() - begun) // 1_000_000)
+
+
+async def _first(*events: Coroutine[Any, Any, Any]) -> None:
+    """Returns when one of them does."""
+    tasks = [asyncio.ensure_future(event) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _log_failure(saving: asyncio.Task[None]) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ QUOTA_MIN_US = 1_000  # the kernel refuses less
 MIB = 1024 * 1024
 UNIFIED = ""  # the name that `Hierarchies.mounts` gives to the cgroup v2 tree
 V1_NEEDED = ("cpu", "cpuacct", "devices", "freezer", "memory", "pids")
+RECLAIM = 3.0  # seconds
+RECLAIM_STEP = 16 * MIB
 _POLL = 0.002  # seconds; neither v1 nor rmdir tells when a group has become empty
 
 
@@ -167,6 +170,36 @@ class Cgroup:
 
     def thaw(self) -> None:
         self._set_frozen(False)
+
+    async def reclaim(self, timeout: float = RECLAIM) -> None:
+        """Give back what can be read again or swapped out. Best effort: it returns after `timeout` in any case.
+
+        The kernel does this in the calling thread, and nothing but a signal stops it: so it gets one of its own that
+        nobody waits for at the end of the program.
+        """
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def work() -> None:
+            with contextlib.suppress(OSError):  # the group is gone, or this kernel (before 5.19) cannot
+                self._reclaim(time.monotonic() + timeout)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=work, name="reclaim", daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await done.wait()
+
+    def _reclaim(self, deadline: float) -> None:
+        if self._v1:
+            self._file("memory/memory.force_empty").write_text("0")
+            return
+        while time.monotonic() < deadline:
+            try:
+                self._file("memory.reclaim").write_text(str(RECLAIM_STEP))
+            except BlockingIOError:  # EAGAIN: less than that was left to give
+                return
 
     async def kill_all(self, timeout: float = 10.0) -> None:
         """SIGKILL everything in it, faster than it can fork; returns when the group is empty, or TimeoutError.

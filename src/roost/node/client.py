@@ -6,6 +6,7 @@ Every method may be called again after NodeUnavailable. Errors that the node tel
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from socket import socket as Socket
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -15,12 +16,14 @@ import msgspec
 import yarl
 
 from roost import errors
+from roost.node.dialing import Dialling
 from roost.node.protocol import (
     HEADER,
     LENGTH,
     MAX_STREAM_MESSAGE,
     VERSION,
     BuildImage,
+    ChangeProcess,
     Check,
     Checked,
     Collect,
@@ -30,19 +33,24 @@ from roost.node.protocol import (
     Exec,
     ExecResult,
     Fault,
+    Freeze,
     Image,
     LogRecord,
     NodeInfo,
+    ProcessState,
     Progress,
     PullImage,
     Revision,
     SandboxState,
     SaveRequest,
+    StartProcess,
     StartSandbox,
     StopSandbox,
     Stored,
+    Taken,
     Wire,
 )
+from roost.node.session_client import Session
 
 T = TypeVar("T")
 ANSWER = aiohttp.ClientTimeout(total=120, sock_connect=5)  # seconds; a start may wait for a member to be made
@@ -59,6 +67,7 @@ class NodeClient:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._session: aiohttp.ClientSession | None = None
+        self._dialling = Dialling(socket.with_name("dial.sock"))
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.UnixConnector(path=str(self._socket), limit=0)
@@ -70,6 +79,7 @@ class NodeClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._dialling.close()
         if self._session:
             await self._session.close()
 
@@ -89,6 +99,28 @@ class NodeClient:
 
     async def forget(self, id: str) -> None:
         await self._call("DELETE", f"/v1/sandboxes/{id}", None)
+
+    async def freeze(self, id: str, request: Freeze) -> SandboxState:
+        """Returns when every process stands still. Raises Conflict when it is not running."""
+        return await self._call("POST", f"/v1/sandboxes/{id}/freeze", SandboxState, request)
+
+    async def thaw(self, id: str) -> SandboxState:
+        return await self._call("POST", f"/v1/sandboxes/{id}/thaw", SandboxState)
+
+    async def dial(self, sandbox: str, port: int, host: str | None = None) -> Socket:
+        """Connected from inside the sandbox, non-blocking; the caller closes it. `host` None: the sandbox itself.
+
+        Raises Refused (nobody listens, or nothing came of it in the node's time), Conflict (not running, frozen),
+        Invalid, NotFound.
+        """
+        return await self._dialling.ask(sandbox, port, host, listen=False)
+
+    async def listen(self, sandbox: str, port: int, host: str) -> Socket:
+        """Listening on 127.0.0.1, ::1, 0.0.0.0 or :: in the sandbox, non-blocking. Port 0: any free one.
+
+        The caller closes it. Raises Conflict (the port is taken, not running, frozen), Invalid, NotFound.
+        """
+        return await self._dialling.ask(sandbox, port, host, listen=True)
 
     async def exec(self, id: str, request: Exec) -> ExecResult:
         timeout = aiohttp.ClientTimeout(total=request.timeout_seconds + 30, sock_connect=5)
@@ -125,6 +157,57 @@ class NodeClient:
 
     async def remove_image(self, name: str) -> None:
         await self._call("DELETE", f"/v1/images/{name}", None)
+
+    # processes
+
+    async def start_process(self, id: str, number: int, request: StartProcess) -> ProcessState:
+        """A kept one. The number is the caller's; the same again answers what became of it. Raises Conflict."""
+        return await self._call("PUT", _process(id, number), ProcessState, request)
+
+    async def processes(self, id: str) -> list[ProcessState]:
+        """Those that run, and those that have ended and are not forgotten."""
+        return await self._call("GET", f"/v1/sandboxes/{id}/processes", list[ProcessState])
+
+    async def process(self, id: str, number: int) -> ProcessState:
+        """Raises NotFound."""
+        return await self._call("GET", _process(id, number), ProcessState)
+
+    async def write_input(self, id: str, number: int, at: int, data: bytes) -> int:
+        """The position behind what has been taken by now: perhaps less than all. Raises Conflict (a gap, ended)."""
+        path = f"{_process(id, number)}/input?at={at}"
+        async with self._requested("POST", path, data, ANSWER) as response:
+            return msgspec.msgpack.decode(await response.read(), type=Taken).position
+
+    async def change_process(self, id: str, number: int, change: ChangeProcess) -> ProcessState:
+        return await self._call("POST", f"{_process(id, number)}/change", ProcessState, change)
+
+    async def process_output(
+        self, id: str, number: int, after: int = 0, follow: bool = False
+    ) -> AsyncIterator[LogRecord]:
+        """With `follow`, until the process has ended. Close the iterator to stop earlier."""
+        path = f"{_process(id, number)}/output?after={after}&follow={int(follow)}"
+        async for record in self._stream("GET", path, LogRecord):
+            yield record
+
+    async def remove_process(self, id: str, number: int) -> None:
+        """Killed if it runs, and forgotten with its output."""
+        await self._call("DELETE", _process(id, number), None)
+
+    @asynccontextmanager
+    async def session(self, id: str, process: StartProcess) -> AsyncGenerator[Session]:
+        """One process that lives as long as the block. Raises Conflict (not running, frozen, not executable)."""
+        assert self._session
+        path, limit = f"/v1/sandboxes/{id}/session", aiohttp.ClientWSTimeout(ws_close=1.0)  # pyright: ignore[reportCallIssue]
+        try:
+            connection = await self._session.ws_connect(path, timeout=limit, max_msg_size=MAX_STREAM_MESSAGE)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise errors.NodeUnavailable(f"the node does not answer: {error!r}") from error
+        session = Session(connection)
+        try:
+            await session.start(process)
+            yield session
+        finally:
+            await session.close()
 
     # revisions and files
 
@@ -261,6 +344,10 @@ class _Outgoing:
         except Exception as error:
             self.error = error
             raise
+
+
+def _process(id: str, number: int) -> str:
+    return f"/v1/sandboxes/{id}/processes/{number}"
 
 
 def _file(where: str, path: str, query: str) -> str:

@@ -14,7 +14,6 @@ import socket
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -24,8 +23,10 @@ from aiohttp import web
 from roost import __version__, errors, linux
 from roost.events import write_events
 from roost.node import capacity, cgroup
+from roost.node.bodies import answer, message, read
 from roost.node.cgroup import Hierarchies
 from roost.node.depot import Depot, StoreSettings
+from roost.node.dial import DialServer
 from roost.node.disk import GIB, Disks, unmount
 from roost.node.file_calls import FileCalls
 from roost.node.guest import build
@@ -35,9 +36,9 @@ from roost.node.member import Ground
 from roost.node.network import Network, load_prefix6, parse_prefix6, read_resolvers
 from roost.node.places import NodePlaces
 from roost.node.pool import Pool
+from roost.node.process_calls import ProcessCalls
 from roost.node.protocol import (
     HEADER,
-    LENGTH,
     MAX_BODY,
     VERSION,
     BuildImage,
@@ -46,6 +47,7 @@ from roost.node.protocol import (
     Collect,
     Exec,
     Fault,
+    Freeze,
     Image,
     NodeInfo,
     Progress,
@@ -58,11 +60,11 @@ from roost.node.protocol import (
 from roost.node.runtimes.oci import Machine, OciRuntime, choose
 from roost.node.sandboxes import Sandboxes
 from roost.node.saver import Saver
+from roost.node.sessions import Sessions
 from roost.node.sync import Options, open_store
 from roost.node.uploads import Uploads
 from roost.settings import NodeSettings
 
-T = TypeVar("T", bound=Wire)
 MAX_EXEC_OUTPUT = 16 * 1024 * 1024  # bytes that an exec may ask to have kept
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -102,6 +104,8 @@ class Node:
             web.post("/v1/sandboxes/{id}/stop", self.stop),
             web.delete("/v1/sandboxes/{id}", self.forget),
             web.post("/v1/sandboxes/{id}/exec", self.execute),
+            web.post("/v1/sandboxes/{id}/freeze", self.freeze),
+            web.post("/v1/sandboxes/{id}/thaw", self.thaw),
             web.get("/v1/sandboxes/{id}/log", self.log),
             web.delete("/v1/sandboxes/{id}/log", self.remove_log),
             web.get("/v1/events", self.events),
@@ -118,7 +122,7 @@ class Node:
 
     async def info(self, request: web.Request) -> web.Response:
         total, available = capacity.memory_mb()
-        return _answer(
+        return answer(
             NodeInfo(
                 version=__version__,
                 protocol=VERSION,
@@ -132,25 +136,32 @@ class Node:
         )
 
     async def start(self, request: web.Request) -> web.Response:
-        body = await _body(request, StartSandbox)
-        return _answer(await self._sandboxes.start(request.match_info["id"], body))
+        body = await read(request, StartSandbox)
+        return answer(await self._sandboxes.start(request.match_info["id"], body))
 
     async def state(self, request: web.Request) -> web.Response:
-        return _answer(self._sandboxes.state(request.match_info["id"]))
+        return answer(self._sandboxes.state(request.match_info["id"]))
 
     async def stop(self, request: web.Request) -> web.Response:
-        body = await _body(request, StopSandbox)
-        return _answer(await self._sandboxes.stop(request.match_info["id"], body))
+        body = await read(request, StopSandbox)
+        return answer(await self._sandboxes.stop(request.match_info["id"], body))
 
     async def forget(self, request: web.Request) -> web.Response:
         self._sandboxes.forget(request.match_info["id"])
-        return _answer(None)
+        return answer(None)
 
     async def execute(self, request: web.Request) -> web.Response:
-        body = await _body(request, Exec)
+        body = await read(request, Exec)
         if body.output_limit > MAX_EXEC_OUTPUT:
             raise errors.Invalid(f"output_limit may be at most {MAX_EXEC_OUTPUT} bytes")
-        return _answer(await self._sandboxes.execute(request.match_info["id"], body))
+        return answer(await self._sandboxes.execute(request.match_info["id"], body))
+
+    async def freeze(self, request: web.Request) -> web.Response:
+        body = await read(request, Freeze)
+        return answer(await self._sandboxes.freeze(request.match_info["id"], body))
+
+    async def thaw(self, request: web.Request) -> web.Response:
+        return answer(await self._sandboxes.thaw(request.match_info["id"]))
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -158,24 +169,24 @@ class Node:
         except ValueError:
             raise errors.Invalid("`after` is a position of the log: a whole number") from None
         batches = self._sandboxes.read_log(request.match_info["id"], after, follow)
-        return await self._stream(request, batches)
+        return await self.stream(request, batches)
 
     async def remove_log(self, request: web.Request) -> web.Response:
         self._sandboxes.remove_log(request.match_info["id"])
-        return _answer(None)
+        return answer(None)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        return await self._stream(request, ([event] async for event in self._sandboxes.events()))
+        return await self.stream(request, ([event] async for event in self._sandboxes.events()))
 
     async def images(self, request: web.Request) -> web.Response:
-        return _answer(await asyncio.to_thread(self._images.list))
+        return answer(await asyncio.to_thread(self._images.list))
 
     async def pull_image(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, PullImage)
+        body = await read(request, PullImage)
         return await self._make_image(request, lambda name, say: self._images.pull(name, body, say))
 
     async def build_image(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, BuildImage)
+        body = await read(request, BuildImage)
         return await self._make_image(request, lambda name, say: self._images.build(name, body, say))
 
     async def import_image(self, request: web.Request) -> web.StreamResponse:
@@ -184,25 +195,25 @@ class Node:
 
     async def remove_image(self, request: web.Request) -> web.Response:
         await self._images.remove(request.match_info["name"])
-        return _answer(None)
+        return answer(None)
 
     async def save(self, request: web.Request) -> web.Response:
-        body = await _body(request, SaveRequest)
-        return _answer(await self._sandboxes.save(request.match_info["id"], body))
+        body = await read(request, SaveRequest)
+        return answer(await self._sandboxes.save(request.match_info["id"], body))
 
     async def revision(self, request: web.Request) -> web.Response:
         id, account = request.match_info["id"], request.query.get("account", "0")
         if self._layers.has(id):
-            return _answer(self._layers.find(id))
-        return _answer(await self._depot.find(int(account), id))
+            return answer(self._layers.find(id))
+        return answer(await self._depot.find(int(account), id))
 
     async def collect(self, request: web.Request) -> web.Response:
-        body = await _body(request, Collect)
-        return _answer(await self._sandboxes.collect(body, self._depot))
+        body = await read(request, Collect)
+        return answer(await self._sandboxes.collect(body, self._depot))
 
     async def check(self, request: web.Request) -> web.Response:
-        body = await _body(request, Check)
-        return _answer(Checked(problems=await self._depot.check(body.account, body.revisions, body.read_data)))
+        body = await read(request, Check)
+        return answer(Checked(problems=await self._depot.check(body.account, body.revisions, body.read_data)))
 
     async def _make_image(
         self, request: web.Request, make: Callable[[str, Callable[[str], None]], Awaitable[Image]]
@@ -229,12 +240,12 @@ class Node:
 
         making = asyncio.create_task(run())
         try:
-            return await self._stream(request, batches())
+            return await self.stream(request, batches())
         finally:
             making.cancel()
             await asyncio.gather(making, return_exceptions=True)
 
-    async def _stream(self, request: web.Request, batches: AsyncGenerator[Sequence[Wire]]) -> web.StreamResponse:
+    async def stream(self, request: web.Request, batches: AsyncGenerator[Sequence[Wire]]) -> web.StreamResponse:
         """The first batch comes before the headers, so that what is refused is refused with a status."""
         response = web.StreamResponse()
         left = asyncio.ensure_future(self._leaving.wait())
@@ -248,7 +259,7 @@ class Node:
                 if batch is None:
                     await response.write_eof()
                     return response
-                await response.write(b"".join(map(_message, batch)))
+                await response.write(b"".join(map(message, batch)))
                 coming = asyncio.ensure_future(anext(batches, None))
         finally:
             for waiting in (coming, left):
@@ -259,22 +270,6 @@ class Node:
     def leave(self) -> None:
         """Ends every stream, so that the server can close."""
         self._leaving.set()
-
-
-def _message(value: Wire) -> bytes:
-    encoded = _encode(value)
-    return LENGTH.pack(len(encoded)) + encoded
-
-
-def _answer(value: object) -> web.Response:
-    return web.Response(body=b"" if value is None else _encode(value), content_type="application/msgpack")
-
-
-async def _body(request: web.Request, kind: type[T]) -> T:
-    try:
-        return msgspec.msgpack.decode(await request.read(), type=kind)
-    except msgspec.DecodeError as error:
-        raise errors.Invalid(f"not a {kind.__name__}: {error}") from None
 
 
 @web.middleware
@@ -315,9 +310,9 @@ def lay_guest_root(directory: Path, init: Path) -> None:
     linux.mount(None, directory, None, linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID)
 
 
-def listening_socket(path: Path, group: str) -> socket.socket:
+def listening_socket(path: Path, group: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
     path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening = socket.socket(socket.AF_UNIX, kind)
     listening.bind(str(path))
     os.chown(path, 0, grp.getgrnam(group).gr_gid)
     path.chmod(0o660)
@@ -386,10 +381,18 @@ async def _run(settings: NodeSettings) -> None:
     pool.open()
     sandboxes.open()
     node = Node(ground, sandboxes, images, pool, layers, depot)
-    runner = await _serve(node, files, settings)
+    sessions = Sessions(sandboxes.running)
+    processes = ProcessCalls(sandboxes.processes, node.stream)
+    routes = [*node.routes(), *files.routes(), *sessions.routes(), *processes.routes()]
+    dial_socket = listening_socket(settings.runtime_dir / "dial.sock", settings.group, socket.SOCK_SEQPACKET)
+    dials = DialServer(dial_socket, sandboxes.awake)
+    dials.open()
+    runner = await _serve(routes, settings)
     log.info("node.ready", runtime=ground.runtime.name, cgroup=ground.hierarchies.version)
     await _asked_to_stop()
     node.leave()
+    await dials.close()
+    await sessions.close()
     await files.close()
     await sandboxes.close()
     await runner.cleanup()
@@ -402,9 +405,9 @@ async def _run(settings: NodeSettings) -> None:
     log.info("node.stopped", sandboxes_left=len(sandboxes.living))
 
 
-async def _serve(node: Node, files: FileCalls, settings: NodeSettings) -> web.AppRunner:
+async def _serve(routes: list[web.RouteDef], settings: NodeSettings) -> web.AppRunner:
     app = web.Application(middlewares=[speak_plainly], client_max_size=MAX_BODY)
-    app.add_routes([*node.routes(), *files.routes()])
+    app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5, handler_cancellation=True)
     await runner.setup()
     await web.SockSite(runner, listening_socket(settings.runtime_dir / "node.sock", settings.group)).start()

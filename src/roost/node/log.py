@@ -3,9 +3,9 @@
     u32 length of data, u8 source, 3 zero bytes, u64 time (ns since the epoch), u64 output, data
 
 `output` counts the bytes that the script had produced up to here, so that a node that restarts knows what the guest
-must repeat. A record's `seq` is the file position behind it: readers continue there without an index. A write that was
-cut off by a crash is a torn tail; opening for writing removes it. The log is bounded: at the limit it says so, and
-counts what is dropped.
+must repeat. A log may be continued by another sandbox, whose script's bytes are counted from there anew. A record's
+`seq` is the file position behind it: readers continue there without an index. A write that was cut off by a crash is a
+torn tail; opening for writing removes it. The log is bounded: at the limit it says so, and counts what is dropped.
 """
 
 import asyncio
@@ -34,23 +34,26 @@ _NAMES: dict[int, Source] = {SYSTEM: "system", 1: "stdout", 2: "stderr"}
 class LogWriter:
     """One per sandbox, closed by its owner. A write that the disk does not take raises OSError and keeps nothing."""
 
-    def __init__(self, path: Path, limit: int = LIMIT) -> None:
+    def __init__(self, path: Path, limit: int = LIMIT, begins: int | None = 0) -> None:
+        """`begins`: the position behind which the records are this sandbox's own; None: behind all that there are."""
         self.output = 0  # bytes of the script's output that are written or were dropped at the limit
         self.dropped = 0
         self._limit = limit
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._end = self._recover()
+        self._end = self._recover(begins)
+        self.begins = self._end if begins is None else begins
         self._grown: asyncio.Future[None] | None = None
         self.closed = False
 
-    def _recover(self) -> int:
+    def _recover(self, begins: int | None) -> int:
         end, size = 0, os.fstat(self._fd).st_size
         while end + HEAD.size <= size:
             length, _, _, output = HEAD.unpack(os.pread(self._fd, HEAD.size, end))
             if not length or end + HEAD.size + length > size:  # no record is empty; zeros are what a power cut leaves
                 break
-            self.output = output
             end += HEAD.size + length
+            if begins is not None and end > begins:
+                self.output = output
         os.ftruncate(self._fd, end)
         return end
 
@@ -90,6 +93,15 @@ class LogWriter:
         """After a restart: output that guest init saw acknowledged but that is not here was dropped at the limit."""
         self.dropped += max(0, acknowledged - self.output)
         self.output = max(self.output, acknowledged)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._end
+
+    def cap(self) -> None:
+        """Nothing more is kept; what comes is counted as dropped."""
+        self._limit = min(self._limit, self._end)
 
     async def grown(self, past: int) -> bool:
         """Waits until there is a record behind position `past`; False when none will come."""
@@ -140,7 +152,7 @@ async def follow(path: Path, writer: LogWriter | None, after: int) -> AsyncGener
 
     Raises Invalid when `after` is no position that this log ever gave.
     """
-    if not is_boundary(path, after):
+    if after and not await asyncio.to_thread(is_boundary, path, after):
         raise Invalid(f"this log has no position {after}; read it from 0, or from the last position that it gave")
     while True:
         records, end = read_records(path, after)

@@ -7,14 +7,17 @@ killed between any two steps finds and removes the rest by the number alone.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from roost import linux
+from roost.errors import Conflict
 from roost.node.cgroup import Cgroup, Hierarchies
 from roost.node.disk import Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
@@ -43,6 +46,9 @@ class Ground:
 
     def site(self, number: int) -> "Site":
         return Site(self.instance, number, self.runtime_dir / "members" / str(number))
+
+    def cgroup(self, site: "Site") -> Cgroup:
+        return Cgroup(self.hierarchies, f"/roost-{self.instance}", site.container_id)
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,29 @@ class Member:
     guest: Guest
     disk: Disk
     cgroup: Cgroup
+    namespace: int | None  # its network's; opened while guest init was known to live, since pids are used again
 
     @property
     def number(self) -> int:
         return self.site.number
+
+    @cached_property
+    def addresses(self) -> tuple[str, str]:
+        """IPv4 and IPv6."""
+        link = self.ground.network.link(self.number)
+        return link.ipv4, link.ipv6
+
+    def network(self) -> int:
+        """A descriptor of its network namespace, which the caller closes. Raises Conflict when it is being ended."""
+        if self.namespace is None:
+            raise Conflict("the sandbox is being ended")
+        return fcntl.fcntl(self.namespace, fcntl.F_DUPFD_CLOEXEC, 0)
+
+    def _leave(self) -> None:
+        self.guest.close()
+        if self.namespace is not None:
+            os.close(self.namespace)
+            self.namespace = None
 
     async def mount(self, lowers: Sequence[Path], limits: Limits) -> None:
         """Give it its limits and, for guest init to attach, its root: `lowers`, read-only, below its own disk."""
@@ -113,11 +138,15 @@ class Member:
 
     async def quiet(self) -> None:
         """Ends every process in it, guest init too; its disk stays, and nobody changes it any more."""
-        self.guest.close()
-        await self.ground.runtime.destroy(self.site.container_id)
+        self._leave()
+        await end(self.ground, self.site)
+
+    def let_go(self) -> None:
+        """The node goes; the member stays for the next one."""
+        self._leave()
 
     async def destroy(self) -> None:
-        self.guest.close()
+        self._leave()
         await destroy(self.ground, self.number)
 
 
@@ -127,7 +156,7 @@ async def make(ground: Ground, number: int) -> Member:
     site.directory.mkdir(mode=0o711, parents=True)
     disk = await ground.disks.make(site.container_id, site.disk, IDLE.disk_gb, site.first_id)
     await asyncio.to_thread(_make_slot, site)
-    cgroup = Cgroup(ground.hierarchies, f"/roost-{ground.instance}", site.container_id)
+    cgroup = ground.cgroup(site)
     container = Container(
         root=ground.runtime_dir / "guest",
         slot=site.slot,
@@ -141,29 +170,61 @@ async def make(ground: Ground, number: int) -> Member:
         pid = await ground.runtime.run(site.container_id, site.directory, listening.fileno())
     (site.directory / "pid").write_text(str(pid))
     link = await ground.network.connect(number, pid)
-    guest = await Guest.connect(site.socket)
-    await guest.configure_network(network_plan(link))
-    return Member(ground, site, pid, guest, disk, cgroup)
+    guest, namespace = await _enter(site, pid)
+    member = Member(ground, site, pid, guest, disk, cgroup, namespace)
+    try:
+        await guest.configure_network(network_plan(link))
+    except BaseException:
+        member.let_go()
+        raise
+    return member
+
+
+async def _enter(site: Site, pid: int) -> tuple[Guest, int]:
+    """Guest init that answers, and its network namespace, opened before it did: so the pid was its own."""
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return await Guest.connect(site.socket), namespace
+    except BaseException:
+        os.close(namespace)
+        raise
 
 
 async def adopt(ground: Ground, number: int, disk_gb: int) -> Member:
-    """A member that an earlier node made and a sandbox claimed. Raises GuestLost when its guest init is gone."""
+    """A member that an earlier node made and a sandbox claimed, thawed. Raises GuestLost when its guest init is gone.
+
+    When it returns, guest init has told all the processes that it has, so it may be frozen (again).
+    """
     site = ground.site(number)
-    guest = await Guest.connect(site.socket)
+    cgroup = ground.cgroup(site)
+    with contextlib.suppress(OSError):  # there is none any more: then guest init does not answer either
+        cgroup.thaw()
     try:
         pid = int((site.directory / "pid").read_text())
+        guest, namespace = await _enter(site, pid)
     except (OSError, ValueError) as error:
-        guest.close()
-        raise GuestLost(f"member {number} has no readable pid: {error}") from error
+        raise GuestLost(f"member {number} cannot be entered: {error}") from error
     disk = Disk(ground.disks.directory / f"{site.container_id}.img", site.disk, disk_gb)
-    cgroup = Cgroup(ground.hierarchies, f"/roost-{ground.instance}", site.container_id)
-    return Member(ground, site, pid, guest, disk, cgroup)
+    member = Member(ground, site, pid, guest, disk, cgroup, namespace)
+    try:
+        await guest.ping()
+    except BaseException:
+        member.let_go()
+        raise
+    return member
+
+
+async def end(ground: Ground, site: Site) -> None:
+    """Its processes, guest init too."""
+    with contextlib.suppress(OSError):  # on v1 what is frozen does not die before it is thawed
+        ground.cgroup(site).thaw()
+    await ground.runtime.destroy(site.container_id)
 
 
 async def destroy(ground: Ground, number: int) -> None:
     """Whatever there is of the member, made, half-made or half-destroyed."""
     site = ground.site(number)
-    await ground.runtime.destroy(site.container_id)
+    await end(ground, site)
     await ground.network.disconnect(number)
     await asyncio.to_thread(_remove_files, ground, site)
 

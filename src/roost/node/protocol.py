@@ -60,6 +60,9 @@ VERSION = 1  # sent by both sides in the header `roost-protocol`; a node refuses
 HEADER = "roost-protocol"
 MAX_BODY = 4 * 1024 * 1024  # bytes; a script of 1 MiB and 128 KiB of environment fit with room
 MAX_STREAM_MESSAGE = 1024 * 1024  # bytes
+SESSION_WINDOW = 256 * 1024  # bytes
+SESSION_CHUNK = 64 * 1024  # bytes of input or output in one message of a session, at most
+MAX_DIAL = 4096  # bytes of one packet on `dial.sock`
 LENGTH = struct.Struct("<I")
 
 Phase = Literal["starting", "running", "ended"]
@@ -148,6 +151,7 @@ class SandboxState(Wire, frozen=True):
     revision: Revision | None = None  # its newest save; with `ended`, the final one
     save_error: str | None = None  # with `ended`: why the end state could not be saved
     frozen: bool = False  # every process stands still
+    processes: int = 0  # kept ones that run
     ipv4: str | None = None  # its addresses, while it has a member
     ipv6: str | None = None
 
@@ -198,6 +202,7 @@ class StartProcess(Wire, frozen=True):
     output_limit: int = (
         64 * 1024 * 1024
     )  # bytes that are kept of a process (not of a session); more is dropped and said
+    tools: list[Literal["sftp-server", "scp", "rsync"]] = []  # put into /run/roost/tools first, for any image
 
 
 class ProcessState(Wire, frozen=True):
@@ -241,6 +246,16 @@ class SessionChange(Wire, frozen=True, tag="change"):
     change: ChangeProcess
 
 
+class SessionTaken(Wire, frozen=True, tag="taken"):
+    """So many more bytes of input (from the node) or of output (to it) have been taken.
+
+    At most SESSION_WINDOW bytes may be under way in each direction, so that whoever receives always may read on, and
+    neither signals nor the other direction wait behind what is not taken.
+    """
+
+    count: int
+
+
 class SessionStarted(Wire, frozen=True, tag="started"):
     pass
 
@@ -259,8 +274,8 @@ class SessionEnd(Wire, frozen=True, tag="end"):
     refused: str | None = None
 
 
-ToSession = SessionStart | SessionInput | SessionChange
-FromSession = SessionStarted | SessionOutput | SessionEnd
+ToSession = SessionStart | SessionInput | SessionChange | SessionTaken
+FromSession = SessionStarted | SessionOutput | SessionTaken | SessionEnd
 
 
 class Dial(Wire, frozen=True):

@@ -28,11 +28,28 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     save: SaveRequest | None = None
     sync_seconds: int = 0
     stop: Stop | None = None  # what it was asked to do before anything was signalled
+    log: str | None = None  # id of the earlier sandbox whose log this one continues
+    log_begins: int = 0  # the position in it behind which the records are this one's
+
+    @property
+    def log_id(self) -> str:
+        return self.log or self.state.id
 
 
 @cache
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces the file, whole or not at all. Raises OSError."""
+    fresh = path.with_suffix(".new")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 class Records:
@@ -44,14 +61,7 @@ class Records:
 
     def write(self, record: Record) -> None:
         """Whole or not at all. Raises OSError when the disk does not take it."""
-        path = self._path(record.state.id)
-        fresh = path.with_suffix(".new")
-        try:
-            fresh.write_bytes(msgspec.json.encode(record))
-            fresh.replace(path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
+        write_whole(self._path(record.state.id), msgspec.json.encode(record))
 
     def remove(self, id: str) -> None:
         self._path(id).unlink(missing_ok=True)

@@ -21,13 +21,25 @@ from roost import ids
 from roost.clock import now_ns
 from roost.errors import Conflict, NoCapacity, RoostError
 from roost.node.disk import Disk
-from roost.node.guest.channel import GuestLost, GuestProcess, GuestRefused
+from roost.node.freezer import Freezer
+from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
 from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
 from roost.node.images import Hold
 from roost.node.log import LogWriter
 from roost.node.member import Member
 from roost.node.pool import Pool
-from roost.node.protocol import Cause, Exec, ExecResult, Revision, SandboxState, SaveRequest, StartSandbox, StopSandbox
+from roost.node.processes import KEPT, Processes
+from roost.node.protocol import (
+    Cause,
+    Exec,
+    ExecResult,
+    Freeze,
+    Revision,
+    SandboxState,
+    SaveRequest,
+    StartSandbox,
+    StopSandbox,
+)
 from roost.node.record import Record, Records, Stop, boot_id
 from roost.node.saver import Saver
 
@@ -86,6 +98,7 @@ class Sandbox:
         log_path: Path,
         changed: Callable[[SandboxState], None],
         saver: Saver,
+        kept: Path,
     ) -> None:
         self.state = record.state
         self.limits = record.limits
@@ -98,6 +111,7 @@ class Sandbox:
         self._lower = lower
         self._changed = changed
         self._saver = saver
+        self.processes = Processes(kept, self.enter, self._count_processes)
         self._script: GuestProcess | None = None
         self._asked = False  # guest init was asked to start the script, so it is never started anew
         self._next_process = FIRST_PROCESS + 1
@@ -107,6 +121,8 @@ class Sandbox:
         self._life: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
+        self._end_save_begun = False
+        self._freezer: Freezer | None = None
         self.ended = asyncio.Event()
 
     @property
@@ -118,6 +134,7 @@ class Sandbox:
     async def start(self, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
         """Claims a member and starts the script. Raises NoCapacity, and then there is nothing of the sandbox."""
         self.log = _open_log(self.log_path)
+        self.record = msgspec.structs.replace(self.record, log_begins=self.log.begins)
         for attempt in range(TRIES):
             member = await self._pool.take()
             try:
@@ -154,25 +171,36 @@ class Sandbox:
             guest.write_file("/etc/hostname", 0o644, f"{hostname}\n".encode()),
             guest.start(FIRST_PROCESS, script_command(request.script, request.environment), self._log_writer().write),
         )
-        self._become(phase="running", started_ns=started)
+        self._freezer = Freezer(member, False, self._write_frozen)
+        ipv4, ipv6 = member.addresses
+        self._become(phase="running", started_ns=started, ipv4=ipv4, ipv6=ipv6)
         self._life = asyncio.create_task(self._live())
         member.forget_mounts()
 
     def adopt(self, member: Member) -> bool:
-        """After a restart of the node; False when guest init never got to start the script."""
+        """After a restart of the node; False when guest init never got to start the script.
+
+        The member is frozen where the record says so.
+        """
         known = member.guest.known.get(FIRST_PROCESS)
         if known is None:
             return False
         self.member = member
-        self.log = LogWriter(self.log_path)
+        self._freezer = Freezer(member, self.state.frozen, self._write_frozen)
+        self.log = LogWriter(self.log_path, begins=self.record.log_begins)
         self.log.taken(known.acknowledged)
         self._script = member.guest.adopt(FIRST_PROCESS, self.log.write, self.log.output)
-        self._next_process = 1 + max(member.guest.known)
+        if self.state.script_ended_ns is not None:
+            self.log.close()
+        self.processes.adopt(member.guest)
+        self._next_process = 1 + max(id for id in member.guest.known if id < KEPT)
         for id in list(member.guest.known):
-            if id != FIRST_PROCESS:  # an exec whose caller is gone with the old node
+            if id != FIRST_PROCESS and not self.processes.has(id):  # its caller is gone with the old node
                 abandoned = member.guest.adopt(id, lambda _: None, member.guest.known[id].acknowledged)
                 abandoned.signal(signal.SIGKILL)
                 abandoned.release()
+        ipv4, ipv6 = member.addresses
+        self.state = msgspec.structs.replace(self.state, ipv4=ipv4, ipv6=ipv6)
         if self.state.phase == "starting":
             self._become(phase="running", started_ns=now_ns())
         if self._asked_to_stop:
@@ -218,6 +246,7 @@ class Sandbox:
         assert self.member
         guest = self.member.guest
         await asyncio.wait({self._stop, guest.lost}, return_when=asyncio.FIRST_COMPLETED)
+        await self._rouse()
         if self._stop.done() and not guest.lost.done():
             request, _ = self._stop.result()
             guest.signal_everyone(signal.SIGTERM)
@@ -234,6 +263,7 @@ class Sandbox:
 
     async def _end_gently(self, ending: asyncio.Future[Exited], request: StopSandbox) -> None:
         assert self.member
+        await self._rouse()
         if request.grace_seconds > 0:
             if not self._stopped_before:
                 self.member.guest.signal_everyone(signal.SIGTERM)
@@ -244,6 +274,7 @@ class Sandbox:
     async def _kill_script(self, ending: asyncio.Future[Exited]) -> None:
         """Through guest init, which then tells the status and the last output; what it does not tell is lost."""
         assert self.member
+        await self._rouse()
         self.member.guest.signal_everyone(signal.SIGKILL)
         await asyncio.wait({ending}, timeout=KILL_WAIT)
         if not ending.done():
@@ -293,16 +324,60 @@ class Sandbox:
         if self._syncing:
             self._syncing.cancel()
             await asyncio.gather(self._syncing, return_exceptions=True)
+        await self._rouse()
         await self._saver.release_files(self.id)  # whoever looks at its files would keep its disk busy
         member = self.member
         if member and self.record.save and self.state.started_ns is not None:
+            self._end_save_begun = True
             await self._save_end(member)
+        await self.processes.end()
         self.member = None
         if member:
             await self._pool.used(member)
         self.release()
-        await self._become_surely(phase="ended", ended_ns=now_ns())
+        await self._become_surely(phase="ended", ended_ns=now_ns(), ipv4=None, ipv6=None)
         self.ended.set()
+
+    # standing still
+
+    async def freeze(self, request: Freeze) -> SandboxState:
+        """Every process stands still, guest init too, until `thaw` or `stop`.
+
+        Raises Conflict when it is not running, NoCapacity when its record cannot be written.
+        """
+        member, freezer = self.member, self._freezer
+        if not member or not freezer or not self.usable:
+            raise Conflict(f"sandbox {self.id} is not running, so it cannot be frozen")
+        if await freezer.freeze():
+            self._changed(self.state)
+        if request.reclaim:
+            await member.cgroup.reclaim()
+        return self.state
+
+    async def thaw(self) -> SandboxState:
+        """Returns when its processes go on; a save may hold them a moment longer."""
+        if not self._freezer or not self.usable:
+            raise Conflict(f"sandbox {self.id} is not running, so it cannot be thawed")
+        await self._rouse()
+        await self._freezer.moves()
+        return self.state
+
+    async def _rouse(self) -> None:
+        if self._freezer and await self._freezer.thaw():
+            self._changed(self.state)
+
+    def _write_frozen(self, frozen: bool) -> None:
+        """A full disk keeps nobody frozen; it keeps one from being frozen."""
+        if frozen and not self.usable:
+            raise Conflict(f"sandbox {self.id} is not running, so it cannot be frozen")
+        state = msgspec.structs.replace(self.state, frozen=frozen)
+        try:
+            self._save(state)
+        except OSError as error:
+            if frozen:
+                raise _no_capacity(error) from error
+            log.warning("record.unwritten", id=self.id, error=str(error))
+        self.state = state
 
     # saving
 
@@ -322,11 +397,12 @@ class Sandbox:
 
     async def conclude(self, disk: Disk, first_id: int, lost: str) -> None:
         """After a restart of the node that found its guest init gone and its disk still there: saved, then ended."""
+        await self.processes.find_ended()
         await self.finish_saving(disk, first_id)
         if self.state.script_ended_ns is None:
             await self._become_surely(script_ended_ns=now_ns(), cause="lost", reason=lost)
         self.release()
-        await self._become_surely(phase="ended", ended_ns=now_ns())
+        await self._become_surely(phase="ended", ended_ns=now_ns(), frozen=False, ipv4=None, ipv6=None)
         self.ended.set()
 
     @property
@@ -339,19 +415,25 @@ class Sandbox:
             if self.state.revision and self.state.revision.id == request.revision:
                 return self.state.revision
             member = self.member
-            if not member or self.state.phase != "running" or self._stop.done():
+            if not member or not self._freezer or self.state.phase != "running" or self._stop.done():
                 raise Conflict(f"sandbox {self.id} is not running; its end state is saved when it has ended")
-            revision = await self._saver.snapshot(self.record, request, member, self._last_saved)
+            revision = await self._saver.snapshot(self.record, request, member, self._last_saved, self._freezer)
             await self._become_surely(revision=revision)
             return revision
 
     async def _keep_synced(self) -> None:
-        assert self.record.save
+        """A frozen sandbox is saved once more; then nothing in it changes until it is thawed."""
+        assert self.record.save and self._freezer
+        saved: int | None = None
         while True:
             await asyncio.sleep(self.record.sync_seconds)
+            if self.state.frozen and saved == self._freezer.thaws:
+                continue
             request = msgspec.structs.replace(self.record.save, revision=ids.revision_id())
+            frozen, thaws = self.state.frozen, self._freezer.thaws
             try:
                 await self.save(request)
+                saved = thaws if frozen else None
             except Conflict:
                 return
             except (RoostError, OSError) as error:
@@ -364,9 +446,11 @@ class Sandbox:
         return 0
 
     async def stop(self, request: StopSandbox, cause: Cause = "stopped") -> None:
-        """Returns when the sandbox is gone; the first request's grace and reason hold, also for a node that follows."""
+        """Returns when the sandbox is gone; what the first request says holds, also for a node that follows."""
         if not self._stop.done():
             self._asked_to_stop = Stop(request, cause)
+            if request.save and not self._end_save_begun:
+                self.record = msgspec.structs.replace(self.record, save=request.save)
             with contextlib.suppress(OSError):  # a full disk must not keep it running
                 self._save(self.state)
             self._stop.set_result((request, cause))
@@ -383,8 +467,9 @@ class Sandbox:
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        await self.processes.let_go()
         if self.member:
-            self.member.guest.close()
+            self.member.let_go()
         if self.log:
             self.log.close()
 
@@ -396,16 +481,42 @@ class Sandbox:
 
     # commands beside the script
 
+    def enter(self) -> Guest:
+        """Guest init, for one more process. Raises Conflict with why nothing can be started."""
+        if self.usable and self.member and not self.state.frozen:
+            return self.member.guest
+        if self.state.phase == "ended":
+            raise Conflict(f"sandbox {self.id} has ended")
+        if self.state.frozen and self.usable:
+            raise Conflict(f"sandbox {self.id} is frozen; thaw it first")
+        if self._stop.done():
+            raise Conflict(f"sandbox {self.id} is being stopped, so nothing can be started in it")
+        if self.state.script_ended_ns is not None:
+            raise Conflict(f"the script of sandbox {self.id} has ended, and the sandbox with it")
+        raise Conflict(f"sandbox {self.id} has not started its script yet; try again in a moment")
+
+    def _count_processes(self, running: int) -> None:
+        if running == self.state.processes:
+            return
+        try:
+            self._become(processes=running)
+        except OSError:  # a full disk: the next change writes it too
+            self.state = msgspec.structs.replace(self.state, processes=running)
+            self._changed(self.state)
+
+    def next_number(self) -> int:
+        """Guest init's for one more process that is not kept."""
+        number, self._next_process = self._next_process, self._next_process + 1
+        return number
+
     async def execute(self, request: Exec) -> ExecResult:
         """Raises Conflict when the sandbox is not running."""
-        if not self.usable or not self.member:
-            raise Conflict(f"sandbox {self.id} is not running, so nothing can be executed in it")
-        id, self._next_process = self._next_process, self._next_process + 1
+        guest, id = self.enter(), self.next_number()
         output = _Output(request.output_limit)
         begun = now_ns()
         command = Command(["/bin/sh", "-c", request.command], environment=None, end_group=True)
         try:
-            process = await self.member.guest.start(id, command, output.take)
+            process = await guest.start(id, command, output.take)
         except GuestRefused as refusal:
             raise Conflict(f"the sandbox could not start the command: {refusal}") from None
         except GuestLost as lost:
@@ -493,7 +604,7 @@ async def _bounded(process: GuestProcess, timeout: float) -> tuple[Exited | None
 
 def _open_log(path: Path) -> LogWriter:
     try:
-        return LogWriter(path)
+        return LogWriter(path, begins=None)
     except OSError as error:
         raise _no_capacity(error) from error
 
@@ -521,4 +632,5 @@ def initial_record(id: str, request: StartSandbox, content: str) -> Record:
         start_from=request.start_from,
         save=request.save,
         sync_seconds=request.sync_seconds,
+        log=request.log,
     )

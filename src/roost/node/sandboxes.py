@@ -6,6 +6,7 @@ still answers go on, with their output; those that are gone are reported as lost
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from roost.node.images import ImageStore
 from roost.node.layers import Layers
 from roost.node.member import Ground
 from roost.node.pool import Pool
+from roost.node.processes import Processes
 from roost.node.protocol import (
     Collect,
     Collected,
     Event,
     Exec,
     ExecResult,
+    Freeze,
     LogRecord,
     Revision,
     SandboxState,
@@ -58,9 +61,11 @@ class Sandboxes:
         self._records = Records(state_dir / "sandboxes")
         self._logs = state_dir / "logs"
         self._logs.mkdir(mode=0o700, exist_ok=True)
+        self._kept = state_dir / "processes"
         self._disks = state_dir / "disks"
         self._sandboxes: dict[str, Sandbox] = {}
         self._over: dict[str, SandboxState] = {}  # ended before this node started; not yet forgotten
+        self._processes_over: dict[str, Processes] = {}  # theirs
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._concluding: set[asyncio.Task[None]] = set()
         self._listeners: set[asyncio.Queue[SandboxState]] = set()
@@ -81,9 +86,15 @@ class Sandboxes:
 
     async def _start(self, id: str, request: StartSandbox) -> None:
         try:
+            self._log_path(request.log or id)  # before anything is held
             lower, content = await self._lower(request)
             record = initial_record(id, request, content)
             sandbox = self._sandbox(record, lower)
+            try:
+                self._unwritten(record.log_id)
+            except Conflict:
+                sandbox.release()
+                raise
             self._sandboxes[id] = sandbox
             try:
                 await sandbox.start(request, self._ground.network.resolvers)
@@ -91,7 +102,7 @@ class Sandboxes:
                 del self._sandboxes[id]
                 await sandbox.let_go()
                 sandbox.release()
-                self._discard(id)
+                self._discard(record)
                 raise
         finally:
             del self._starting[id]
@@ -104,8 +115,9 @@ class Sandboxes:
         return stack, stack.image
 
     def _sandbox(self, record: Record, lower: Lower | None) -> Sandbox:
-        path = self._log_path(record.state.id)
-        return Sandbox(record, self._records, self._its_pool, lower, path, self._tell, self._saver)
+        path = self._log_path(record.log_id)
+        kept = self._kept / record.state.id
+        return Sandbox(record, self._records, self._its_pool, lower, path, self._tell, self._saver, kept)
 
     def state(self, id: str) -> SandboxState:
         if id in self._over:
@@ -122,8 +134,10 @@ class Sandboxes:
         """Of an ended sandbox all but the log. Raises Conflict for one that lives, NotFound."""
         if self.state(id).phase != "ended":
             raise Conflict(f"sandbox {id} is still there; stop it first")
+        self.processes(id).remove_all()
         self._records.remove(id)
         self._over.pop(id, None)
+        self._processes_over.pop(id, None)
         self._sandboxes.pop(id, None)
         self._saver.forget(id)
 
@@ -138,23 +152,53 @@ class Sandboxes:
             raise Conflict(f"sandbox {id} has ended; its end state is the last revision")
         return await sandbox.save(request)
 
+    async def freeze(self, id: str, request: Freeze) -> SandboxState:
+        """Raises Conflict when it is not running, NotFound."""
+        return await self.running(id).freeze(request)
+
+    async def thaw(self, id: str) -> SandboxState:
+        """Raises Conflict when it is not running, NotFound."""
+        return await self.running(id).thaw()
+
     async def execute(self, id: str, request: Exec) -> ExecResult:
-        if id in self._over:
-            raise Conflict(f"sandbox {id} has ended")
-        return await self._known(id).execute(request)
+        return await self.running(id).execute(request)
+
+    def processes(self, id: str) -> Processes:
+        """The kept ones, also of a sandbox that has ended, until it is forgotten. Raises NotFound."""
+        return self._processes_over[id] if id in self._over else self._known(id).processes
 
     async def read_log(self, id: str, after: int, follow: bool) -> AsyncGenerator[list[LogRecord]]:
-        """Batches; an ended sandbox's log is readable until it is removed. Raises NotFound, Invalid."""
+        """Batches; an ended sandbox's log is readable until it is removed. Raises NotFound, Invalid.
+
+        With `follow`, for as long as a sandbox writes it; one that continues it later is not waited for.
+        """
         path = self._log_path(id)
-        sandbox = self._sandboxes.get(id)
         if not path.exists():
             raise NotFound(f"there is no log of a sandbox {id}")
-        async for batch in logs.follow(path, sandbox.log if sandbox and follow else None, after):
-            yield batch
+        while True:
+            writer = self._writer(id) if follow else None
+            async for batch in logs.follow(path, writer, after):
+                yield batch
+                after = batch[-1].seq
+            if self._writer(id) in (None, writer) or not follow:
+                return
+
+    def _writer(self, log_id: str) -> logs.LogWriter | None:
+        """Of this log, while a sandbox writes it."""
+        for sandbox in self._sandboxes.values():
+            if sandbox.record.log_id == log_id and sandbox.log and not sandbox.log.closed:
+                return sandbox.log
+        return None
+
+    def _unwritten(self, log_id: str) -> None:
+        """Raises Conflict while a sandbox writes this log: it can have one writer."""
+        if self._writer(log_id):
+            raise Conflict(f"a sandbox still writes the log of sandbox {log_id}; stop that one first")
 
     def remove_log(self, id: str) -> None:
-        if id in self._sandboxes and self._sandboxes[id].state.phase != "ended":
-            raise Conflict(f"sandbox {id} still writes its log; stop it first")
+        users = [one for one in self._sandboxes.values() if one.record.log_id == id and one.state.phase != "ended"]
+        if users:
+            raise Conflict(f"sandbox {users[0].id} still writes the log of {id}; stop it first")
         self._log_path(id).unlink(missing_ok=True)
 
     async def events(self) -> AsyncGenerator[Event]:
@@ -199,12 +243,14 @@ class Sandboxes:
         adopted: dict[str, members.Member] = {}
         unsaved: set[int] = set()
         records = self._records.read_all()
-        for record in records:
+        for at, record in enumerate(records):
             if record.member is None or record.boot != boot_id() or record.state.phase == "ended":
                 continue
             if record.state.script_ended_ns is None or record.linger:
                 with contextlib.suppress(GuestLost):
                     adopted[record.state.id] = await members.adopt(self._ground, record.member, record.limits.disk_gb)
+                if record.state.id in adopted and record.state.frozen:
+                    records[at] = await self._freeze_again(record, adopted[record.state.id])
             if record.state.id not in adopted and record.save and record.state.started_ns is not None:
                 unsaved.add(record.member)
         keep = {member.number for member in adopted.values()}
@@ -215,10 +261,19 @@ class Sandboxes:
             await self._settle(record, adopted.get(record.state.id), record.member in unsaved)
         return self._pool
 
+    async def _freeze_again(self, record: Record, member: members.Member) -> Record:
+        """At once, so that it is awake for the moment of its adoption only."""
+        try:
+            await member.cgroup.freeze()
+            return record
+        except OSError as error:
+            log.error("sandbox.unfrozen", id=record.state.id, error=str(error))
+            return msgspec.structs.replace(record, state=msgspec.structs.replace(record.state, frozen=False))
+
     async def _settle(self, record: Record, member: members.Member | None, unsaved: bool) -> None:
         id = record.state.id
         if record.state.phase == "ended":
-            self._over[id] = record.state
+            await self._put_over(record.state)
         elif member:
             sandbox = self._sandbox(record, await self._hold_again(record))
             if sandbox.adopt(member):
@@ -226,19 +281,25 @@ class Sandboxes:
                 return
             sandbox.release()
             await self._its_pool.used(member)
-            self._discard(id)
+            self._discard(record)
         elif unsaved and record.member is not None:
             self._sandboxes[id] = sandbox = self._sandbox(record, None)
             self._concluding.add(asyncio.create_task(self._conclude(sandbox, record.member)))
         elif record.state.phase == "starting":
-            self._discard(id)  # whoever asked for it asks again
+            self._discard(record)  # whoever asked for it asks again
         else:
-            self._over[id] = self._lost(record)
+            await self._put_over(self._lost(record))
+
+    async def _put_over(self, state: SandboxState) -> None:
+        processes = Processes(self._kept / state.id, lambda: self.running(state.id).enter(), lambda _: None)
+        await processes.find_ended()
+        self._over[state.id] = msgspec.structs.replace(state, processes=0)
+        self._processes_over[state.id] = processes
 
     async def _conclude(self, sandbox: Sandbox, number: int) -> None:
         """Its processes are gone, its disk is here: what it wrote is saved before its end is told."""
         site = self._ground.site(number)
-        await self._ground.runtime.destroy(site.container_id)
+        await members.end(self._ground, site)
         disk = Disk(self._disks / f"{site.container_id}.img", site.disk, sandbox.limits.disk_gb)
         await sandbox.conclude(disk, site.first_id, LOST)
         await self._its_pool.destroyed(number)
@@ -252,17 +313,23 @@ class Sandboxes:
         except NotFound:
             return None
 
-    def _discard(self, id: str) -> None:
+    def _discard(self, record: Record) -> None:
+        """It never began. An earlier sandbox's log, which it was to continue, stays as it was."""
+        id = record.state.id
         self._records.remove(id)
-        self._log_path(id).unlink(missing_ok=True)
+        if record.log is None:
+            self._log_path(id).unlink(missing_ok=True)
+        shutil.rmtree(self._kept / id, ignore_errors=True)
 
     def _lost(self, record: Record) -> SandboxState:
         """Unless the script was over already: then its result is known."""
-        state = msgspec.structs.replace(record.state, phase="ended", ended_ns=now_ns())
+        state = msgspec.structs.replace(
+            record.state, phase="ended", ended_ns=now_ns(), frozen=False, ipv4=None, ipv6=None
+        )
         if state.script_ended_ns is None:
             state = msgspec.structs.replace(state, cause="lost", reason=LOST)
             with contextlib.suppress(OSError):
-                writer = logs.LogWriter(self._log_path(state.id))
+                writer = logs.LogWriter(self._log_path(record.log_id))
                 writer.remark(LOST)
                 writer.close()
         self._records.write(msgspec.structs.replace(record, state=state, member=None))
@@ -282,11 +349,24 @@ class Sandboxes:
             if image.stem not in kept:
                 image.unlink()
 
+    def running(self, id: str) -> Sandbox:
+        """One that may be entered; it says itself whether it can. Raises NotFound, Conflict for one that has ended."""
+        if id in self._over:
+            raise Conflict(f"sandbox {id} has ended")
+        return self._known(id)
+
     def member_of(self, id: str) -> members.Member:
         """Of a sandbox in which something can be done. Raises NotFound, Conflict."""
         sandbox = None if id in self._over else self._known(id)
         if sandbox is None or sandbox.member is None or not sandbox.usable:
             raise Conflict(f"sandbox {id} is not running")
+        return sandbox.member
+
+    def awake(self, id: str) -> members.Member:
+        """Of a sandbox that can be connected to. Raises NotFound, Conflict."""
+        sandbox = self.running(id)
+        sandbox.enter()
+        assert sandbox.member
         return sandbox.member
 
     # revisions
@@ -324,7 +404,7 @@ class Sandboxes:
                 return sandbox.member.disk.image.stat().st_blocks if sandbox.member else 0
             return 0
 
-        living = [s for s in self._sandboxes.values() if s.member and not s.state.script_ended_ns]
+        living = [s for s in self._sandboxes.values() if s.member and (s.record.linger or not s.state.script_ended_ns)]
         if living:
             largest = max(living, key=used)
             log.error("disk.full", ended=largest.id, blocks=used(largest))

@@ -16,6 +16,7 @@ from roost.clock import now_ns
 from roost.errors import Conflict, RoostError
 from roost.node.depot import Depot, Source
 from roost.node.disk import Disk
+from roost.node.freezer import Freezer
 from roost.node.layers import Layers
 from roost.node.member import Member
 from roost.node.protocol import File, Revision, SaveRequest
@@ -57,8 +58,13 @@ class Saver:
 
     # while it runs
 
-    async def snapshot(self, record: Record, request: SaveRequest, member: Member, last: str | None) -> Revision:
-        """Two passes, the second with the sandbox frozen. Raises Conflict for a workspace that is kept here only."""
+    async def snapshot(
+        self, record: Record, request: SaveRequest, member: Member, last: str | None, freezer: Freezer
+    ) -> Revision:
+        """Two passes, the second with the sandbox standing still.
+
+        Raises Conflict for a workspace that is kept here only.
+        """
         if not request.upload:
             raise Conflict("this workspace is kept on its node and saved when its job ends; persistent ones are synced")
         live = Source(member.disk.upper, member.site.first_id, live=True, memory=self._memory(record))
@@ -71,8 +77,8 @@ class Saver:
             [*below, live],
             record.image_content,
             record.state.id,
-            freeze=member.cgroup.freeze,
-            thaw=member.cgroup.thaw,
+            freeze=freezer.hold,
+            thaw=freezer.release,
         )
         return Revision(
             id=request.revision,

@@ -184,6 +184,11 @@ def asked_for(revision: protocol.Revision) -> Executable:
     return update(revisions).where(revisions.c.id == revision.id).values(periodic=False)
 
 
+def head_of(job: "Job") -> Any:
+    """Its workspace's; none for a job without one."""
+    return _head(job.account_id, job.workspace)
+
+
 def is_head(job: "Job", revision: protocol.Revision) -> Any:
     return _head(job.account_id, job.workspace) == revision.id
 

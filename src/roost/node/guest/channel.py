@@ -52,22 +52,38 @@ def listening_socket(path: Path) -> socket.socket:
 OutputSink = Callable[[list[tuple[int, bytes]]], None]
 
 
+def _ignore(_: list[tuple[int, bytes]]) -> None:
+    pass
+
+
 class GuestProcess:
     """A process in the guest. `on_output` gets its bytes once and in order, as (stream, bytes) pairs.
 
-    What it has taken is acknowledged when it returns. It may raise OSError (a full disk): the guest is then held, the
-    same bytes are offered again later, and nothing is lost.
+    What it has taken is acknowledged when it returns; where it `holds`, only when `acknowledge` is called, and guest
+    init sends no more than OUTPUT_WINDOW ahead of that. It may raise OSError (a full disk): the guest is then held,
+    the same bytes are offered again later, and nothing is lost.
     """
 
-    def __init__(self, guest: "Guest", id: int, on_output: OutputSink, taken: int = 0, stdin_waiting: int = 0) -> None:
+    def __init__(
+        self,
+        guest: "Guest",
+        id: int,
+        on_output: OutputSink,
+        taken: int = 0,
+        stdin_waiting: int = 0,
+        holds: bool = False,
+    ) -> None:
         self.id = id
-        self.taken = taken  # bytes of output that are safe
+        self.taken = taken  # bytes of output that `on_output` has got
+        self._acknowledged = taken
+        self._holds = holds
         self.exited: asyncio.Future[frames.Exited] = asyncio.get_running_loop().create_future()
         self._guest = guest
         self._on_output = on_output
         self._waiting: list[tuple[int, bytes]] = []
         self._waiting_bytes = 0
         self._exit: frames.Exited | None = None
+        self.stdin_sent = 0  # bytes of input, in all
         self._stdin_room = frames.STDIN_WINDOW - stdin_waiting
         self._stdin_taken = asyncio.Event()
 
@@ -78,7 +94,7 @@ class GuestProcess:
             return  # told again after a reconnection
         if frame.offset > expected:
             raise GuestMisbehaved(f"output at {frame.offset}, expected {expected}")
-        if self._waiting_bytes > frames.OUTPUT_WINDOW:
+        if expected - self._acknowledged > frames.OUTPUT_WINDOW:
             raise GuestMisbehaved("more unacknowledged output than its window")
         fresh = frame.data[expected - frame.offset :]
         self._waiting.append((frame.stream, fresh))
@@ -93,11 +109,22 @@ class GuestProcess:
             self._on_output(self._waiting)
             self.taken += self._waiting_bytes
             self._waiting, self._waiting_bytes = [], 0
-            self._guest.send(frames.acknowledge(self.id, self.taken))
+            if not self._holds:
+                self.acknowledge(self.taken - self._acknowledged)
         if self._exit and not self.exited.done():
             if self._exit.produced != self.taken:
                 raise GuestMisbehaved(f"exit after {self._exit.produced} bytes, {self.taken} seen")
             self.exited.set_result(self._exit)
+
+    def acknowledge(self, count: int) -> None:
+        """Of one that holds: so many more bytes, whole chunks as they were handed on, need not be told again."""
+        self._acknowledged += count
+        self._guest.send(frames.acknowledge(self.id, self._acknowledged))
+
+    def discard(self) -> None:
+        """Its output matters to nobody any more, and holds nothing up."""
+        self._holds, self._on_output = False, _ignore
+        self.acknowledge(self.taken - self._acknowledged)
 
     def receive_stdin_taken(self, count: int) -> None:
         self._stdin_room += count
@@ -115,6 +142,7 @@ class GuestProcess:
                 await self._guest.unless_lost(self._stdin_taken.wait())
             part, data = data[: self._stdin_room], data[self._stdin_room :]
             self._stdin_room -= len(part)
+            self.stdin_sent += len(part)
             self._guest.send(frames.stdin(self.id, part))
 
     def signal(self, number: int) -> None:
@@ -144,6 +172,7 @@ class Guest(asyncio.Protocol):
         self.lost: asyncio.Future[str] = loop.create_future()
         self.attached = False
         self.known: dict[int, frames.Process] = {}  # processes that were there before this connection
+        self.known_stdin: dict[int, frames.StdinState] = {}  # … and what had arrived of their input
         self._reader = frames.FrameReader()
         self._transport: asyncio.Transport | None = None
         self._answers: dict[int, deque[asyncio.Future[frames.Frame]]] = {}
@@ -151,6 +180,8 @@ class Guest(asyncio.Protocol):
         self._adoptable: dict[int, list[frames.Frame]] = {}
         self._adoptable_bytes: dict[int, int] = {}
         self._hello: asyncio.Future[frames.Hello] = loop.create_future()
+        self._limits: set[asyncio.Timeout] = set()  # of requests under way
+        self._paused = False
         self._requests = itertools.count(0x80000000)  # apart from process ids
         self._slice_ends = 0.0
         self._slice_bytes = 0
@@ -191,13 +222,21 @@ class Guest(asyncio.Protocol):
     async def write_file(self, path: str, mode: int, data: bytes) -> None:
         await self._request(lambda id: list(frames.write_file(id, path, mode, data)))
 
-    async def start(self, id: int, command: Command, on_output: OutputSink) -> GuestProcess:
-        """Ids are the caller's (below 2^31), each used once. Raises GuestRefused when it cannot be executed."""
-        process = self._processes[id] = GuestProcess(self, id, on_output)
+    async def start(self, id: int, command: Command, on_output: OutputSink, holds: bool = False) -> GuestProcess:
+        """Ids are the caller's (below 2^31), each used once. Raises GuestRefused when it cannot be executed.
+
+        A caller that is cancelled takes the process along.
+        """
+        process = self._processes[id] = GuestProcess(self, id, on_output, holds=holds)
         try:
             await self._answered(id, [frames.execute(id, command)])
         except GuestRefused:
             del self._processes[id]
+            raise
+        except asyncio.CancelledError:  # it may run by now; guest init obeys in order
+            process.discard()
+            process.signal(signal.SIGKILL)
+            process.release()
             raise
         return process
 
@@ -213,6 +252,20 @@ class Guest(asyncio.Protocol):
         self._settle()
         return process
 
+    def pause(self) -> None:
+        """Guest init is frozen: it has all the time to answer until `resume`."""
+        self._paused = True
+        self._reschedule(None)
+
+    def resume(self) -> None:
+        self._paused = False
+        self._reschedule(asyncio.get_running_loop().time() + self._answer_within)
+
+    def _reschedule(self, when: float | None) -> None:
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(when)
+
     def signal_everyone(self, number: int = signal.SIGKILL) -> None:
         """To every process of the sandbox but guest init."""
         self.send(frames.signal_everyone(number))
@@ -223,6 +276,7 @@ class Guest(asyncio.Protocol):
     def forget(self, id: int) -> None:
         self._processes.pop(id, None)
         self.known.pop(id, None)
+        self.known_stdin.pop(id, None)
         self._adoptable.pop(id, None)
         self._adoptable_bytes.pop(id, None)
 
@@ -308,6 +362,9 @@ class Guest(asyncio.Protocol):
                 if len(self.known) >= 256:
                     raise GuestMisbehaved("more processes than guest init can have")
                 self.known[frame.id] = frame
+            case frames.StdinState():
+                if frame.id in self.known:
+                    self.known_stdin[frame.id] = frame
             case frames.Output() | frames.Exited() | frames.StdinTaken():
                 process = self._processes.get(frame.id)
                 if process:
@@ -349,8 +406,10 @@ class Guest(asyncio.Protocol):
         answers = self._answers[id] = deque(loop.create_future() for _ in messages)
         expected = list(answers)
         self.send(b"".join(messages))
+        limit = asyncio.timeout(None if self._paused else self._answer_within)
         try:
-            async with asyncio.timeout(self._answer_within):
+            async with limit:
+                self._limits.add(limit)
                 for answer in expected:
                     frame = await self.unless_lost(answer)
                     if isinstance(frame, frames.Failed):
@@ -359,4 +418,5 @@ class Guest(asyncio.Protocol):
             self._lose(f"guest init was silent for {self._answer_within:g} s")
             raise GuestLost(self.lost.result()) from None
         finally:
+            self._limits.discard(limit)
             self._answers.pop(id, None)

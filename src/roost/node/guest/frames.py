@@ -6,7 +6,7 @@ holds at most one incomplete frame; anything else is `GuestMisbehaved`, which en
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 PROTOCOL = 1
@@ -49,6 +49,7 @@ class FromGuest(IntEnum):
     EXITED = 70
     STDIN_TAKEN = 71
     PONG = 72
+    STDIN_STATE = 73
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +121,20 @@ class StdinTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class StdinState:
+    """Follows Process after HELLO: how many bytes of input have arrived in all, and whether their end has."""
+
+    id: int
+    received: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pong:
     id: int
 
 
-Frame = Hello | Process | Done | Failed | Started | Output | Exited | StdinTaken | Pong
+Frame = Hello | Process | Done | Failed | Started | Output | Exited | StdinTaken | StdinState | Pong
 
 STDOUT, STDERR = 1, 2
 _PAIR = struct.Struct("<II")
@@ -138,6 +148,7 @@ _EXACT = {
     FromGuest.STARTED: 4,
     FromGuest.EXITED: _EXITED.size,
     FromGuest.STDIN_TAKEN: 4,
+    FromGuest.STDIN_STATE: 8,
     FromGuest.PONG: 0,
 }
 
@@ -177,6 +188,8 @@ def _parse(kind: int, detail: int, id: int, payload: bytes) -> Frame:
             return Process(id, bool(detail), pid, _count(acknowledged), _count(produced), waiting)
         case FromGuest.STDIN_TAKEN:
             return StdinTaken(id, _U32.unpack(payload)[0])
+        case FromGuest.STDIN_STATE:
+            return StdinState(id, _count(_U64.unpack(payload)[0]), bool(detail))
         case FromGuest.PONG:
             return Pong(id)
         case _:
@@ -254,6 +267,7 @@ class Command:
     end_group: bool = False  # KILL what is left of its process group when it exits
     uid: int = 0
     gid: int = 0
+    changes: Mapping[str, str] = field(default_factory=dict[str, str])  # to the first process's environment
 
 
 _EXEC = struct.Struct("<IIIHHHH")
@@ -261,8 +275,10 @@ _EXEC = struct.Struct("<IIIHHHH")
 
 def execute(id: int, command: Command) -> bytes:
     rows, columns = command.terminal or (0, 0)
-    flags = bool(command.terminal) | command.stdin << 1 | command.end_group << 2 | (command.environment is None) << 3
-    environment = [f"{name}={value}" for name, value in (command.environment or {}).items()]
+    inherits = command.environment is None
+    flags = bool(command.terminal) | command.stdin << 1 | command.end_group << 2 | inherits << 3
+    variables = command.changes if command.environment is None else command.environment
+    environment = [f"{name}={value}" for name, value in variables.items()]
     head = _EXEC.pack(
         *(flags, command.uid, command.gid, rows, columns),
         *(len(command.arguments), len(environment)),

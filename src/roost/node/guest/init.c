@@ -42,10 +42,10 @@ enum { HEADER = 12, MAX_IN = 256 << 10, CHUNK = 32 << 10, MAX_CONTROL = 64 << 10
 enum { WINDOW = 128 << 10 };       /* bytes of unacknowledged output a process may have here, frames included */
 enum { STDIN_WINDOW = 64 << 10 };  /* bytes of standard input the node may have sent ahead */
 enum { TERMINAL_HOLDS = 64 << 10 }; /* more than what a terminal's buffers can hold */
-enum { MAX_PROCESSES = 256 };
+enum { MAX_PROCESSES = 256, MAX_WORDS = 8192 };
 
 enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNAL, RESIZE, RELEASE, PING };
-enum to_node { IS_HELLO = 64, IS_PROCESS, DONE, FAILED, STARTED, OUTPUT, EXITED, STDIN_TAKEN, PONG };
+enum to_node { IS_HELLO = 64, IS_PROCESS, DONE, FAILED, STARTED, OUTPUT, EXITED, STDIN_TAKEN, PONG, STDIN_STATE };
 enum { EXEC_PTY = 1, EXEC_STDIN = 2, EXEC_END_GROUP = 4, EXEC_AS_FIRST = 8 };
 enum { STDOUT = 1, STDERR = 2 };
 
@@ -65,6 +65,7 @@ struct process {
     struct bytes queue;           /* whole OUTPUT frames that the node has not acknowledged */
     size_t sent;                  /* of the queue, bytes handed to the present connection */
     struct bytes stdin_data;
+    uint64_t stdin_received;
     int stdin_ends;
 };
 
@@ -373,7 +374,8 @@ static int attach(const char *hostname) {
     if (syscall(SYS_pivot_root, ".", ".")) return fail("pivot_root");
     if (umount2(".", MNT_DETACH)) return fail("detach the old root");
     if (chdir("/")) return fail("chdir /");
-    if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=0700")) return fail("/run/roost");
+    if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,mode=0700")) return fail("/run/roost");
+    if (mkdir("/run/roost/tools", 0700)) return fail("/run/roost/tools"); /* what the node brings along (tools.py) */
     if (*hostname && sethostname(hostname, strlen(hostname))) return fail("sethostname");
     if (drop_capabilities() || forbid_mounting()) return -1;
     attached = 1;
@@ -567,6 +569,21 @@ static int remember_environment(char **environment) {
     return 0;
 }
 
+/* The first process's environment with the words NAME=VALUE of `changes` in it; good until the next call. */
+static char **changed_environment(char **changes) {
+    static char *merged[2 * MAX_WORDS + 1];
+    int n = 0;
+    for (char **e = first_environment; *e; e++) {
+        size_t name = strcspn(*e, "=") + 1;
+        char **c = changes;
+        while (*c && strncmp(*c, *e, name)) c++;
+        if (!*c) merged[n++] = *e;
+    }
+    while (*changes) merged[n++] = *changes++;
+    merged[n] = NULL;
+    return merged;
+}
+
 static int start(struct process *p, struct command *c) {
     int in[2] = {-1, -1}, out[2] = {-1, -1}, err[2] = {-1, -1}, report[2] = {-1, -1}, error = 0, result = -1;
     if (c->flags & EXEC_PTY) {
@@ -633,14 +650,14 @@ static int split_words(uint8_t *payload, size_t length, char **word, int most) {
 
 /* payload: u32 flags, uid, gid, u16 rows, columns, argument count, environment count; directory NUL arguments environment */
 static void execute(uint32_t id, uint8_t *payload, size_t length) {
-    enum { MOST = 8192, FIXED = 20 };
-    static char *word[MOST + 2];
+    enum { FIXED = 20 };
+    static char *word[MAX_WORDS + 2];
     struct command c;
     struct process *p = find(id);
     if (p) { tell_process(p); return; }
     int arguments = length >= FIXED ? payload[16] | payload[17] << 8 : 0;
     int environment = length >= FIXED ? payload[18] | payload[19] << 8 : 0;
-    int words = length > FIXED ? split_words(payload + FIXED, length - FIXED, word, MOST) : -1;
+    int words = length > FIXED ? split_words(payload + FIXED, length - FIXED, word, MAX_WORDS) : -1;
     errno = !attached ? ENOTCONN : process_count == MAX_PROCESSES ? EAGAIN : EINVAL;
     if (!attached || process_count == MAX_PROCESSES || arguments < 1 || words != 1 + arguments + environment) {
         fail("exec");
@@ -652,7 +669,7 @@ static void execute(uint32_t id, uint8_t *payload, size_t length) {
     memmove(word + 2 + arguments, word + 1 + arguments, environment * sizeof *word);
     word[1 + arguments] = word[2 + arguments + environment] = NULL;
     c.environment = word + 2 + arguments;
-    if (c.flags & EXEC_AS_FIRST && first_environment) c.environment = first_environment;
+    if (c.flags & EXEC_AS_FIRST && first_environment) c.environment = changed_environment(c.environment);
     else if (!first_environment && remember_environment(c.environment)) { say_failed(id); return; }
     p = calloc(1, sizeof *p);
     if (!p) { fail("exec"); say_failed(id); return; }
@@ -668,6 +685,7 @@ static void execute(uint32_t id, uint8_t *payload, size_t length) {
 }
 
 static void take_stdin(struct process *p, const uint8_t *data, size_t length) {
+    p->stdin_received += length;
     if (!length) p->stdin_ends = 1;
     else if (p->in < 0) { /* it reads no more: taken and gone */
         uint8_t taken[4];
@@ -706,7 +724,7 @@ static void send_signal(uint32_t id, int number, int everyone) {
 }
 
 static void greet(void) {
-    uint8_t payload[12];
+    uint8_t payload[12], received_stdin[8];
     put32(payload, PROTOCOL);
     put32(payload + 4, attached);
     put32(payload + 8, process_count);
@@ -714,6 +732,8 @@ static void greet(void) {
     for (struct process *p = processes; p; p = p->next) {
         p->sent = p->exit_sent = 0;
         tell_process(p);
+        put64(received_stdin, p->stdin_received);
+        say(STDIN_STATE, p->stdin_ends, p->id, received_stdin, sizeof received_stdin);
     }
 }
 

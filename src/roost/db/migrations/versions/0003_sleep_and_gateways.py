@@ -63,6 +63,12 @@ def upgrade() -> None:
     )
     op.create_index("ssh_keys_of_job", "ssh_keys", ["job_seq", "last_used_ns"])
     op.create_index("ssh_keys_of_account", "ssh_keys", ["account_id", "created_ns"])
+    op.create_table(
+        "ssh_ports",
+        sa.Column("port", sa.Integer, primary_key=True),
+        sa.Column("job_seq", sa.Integer, sa.ForeignKey("jobs.seq"), nullable=False, unique=True),
+        sa.Column("created_ns", sa.BigInteger, nullable=False),
+    )
 
 
 def _extend_jobs() -> None:

@@ -1,0 +1,41 @@
+"""What callers ask of processes, checked and put in guest init's terms: for sessions and for kept processes."""
+
+from roost.errors import Invalid
+from roost.node.guest.channel import GuestProcess
+from roost.node.guest.frames import Command
+from roost.node.protocol import ChangeProcess, StartProcess, Terminal
+
+LAST_SIGNAL = 64
+UNKNOWN = "the sandbox ended, so the exit status is unknown"
+
+
+def command_of(request: StartProcess) -> Command:
+    """Raises Invalid."""
+    if not request.arguments or not request.arguments[0]:
+        raise Invalid("arguments: empty; the first is the program to execute")
+    if any("=" in name or not name for name in request.environment):
+        raise Invalid("environment: a name is empty or has a `=`")
+    return Command(
+        request.arguments,
+        environment=None,
+        directory=request.directory or "/root",
+        stdin=request.input,
+        terminal=_size(request.terminal) if request.terminal else None,
+        changes=request.environment,
+    )
+
+
+def apply(change: ChangeProcess, process: GuestProcess) -> None:
+    """All but `close_input`, whose place among the input is the caller's matter. Raises Invalid."""
+    if change.signal is not None and not 0 < change.signal <= LAST_SIGNAL:
+        raise Invalid(f"there is no signal {change.signal}")
+    if change.terminal:
+        process.resize(*_size(change.terminal))
+    if change.signal is not None:
+        process.signal(change.signal)
+
+
+def _size(terminal: Terminal) -> tuple[int, int]:
+    if not (0 < terminal.rows < 65536 and 0 < terminal.columns < 65536):
+        raise Invalid("a terminal has 1 to 65535 rows and columns")
+    return terminal.rows, terminal.columns
