@@ -24,6 +24,7 @@ from aiohttp import web
 from roost import __version__, errors, linux
 from roost.events import write_events
 from roost.node import capacity, cgroup
+from roost.node.arrears import Arrears
 from roost.node.cgroup import Hierarchies
 from roost.node.depot import Depot, StoreSettings
 from roost.node.disk import GIB, Disks, unmount
@@ -382,13 +383,17 @@ async def _run(settings: NodeSettings) -> None:
     places = NodePlaces(settings.state / "views", sandboxes, layers, saver, ground.disks)
     files = FileCalls(places, uploads)
     saver.release_files = files.release
+    arrears = Arrears(layers, saver)
+    saver.behind = arrears.grown
     pool.open()
     sandboxes.open()
+    arrears.open()
     node = Node(ground, sandboxes, images, pool, layers, depot)
     runner = await _serve(node, files, settings)
     log.info("node.ready", runtime=ground.runtime.name, cgroup=ground.hierarchies.version)
     await _asked_to_stop()
     node.leave()
+    await arrears.close()
     await files.close()
     await sandboxes.close()
     await runner.cleanup()

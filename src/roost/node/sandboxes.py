@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from roost.clock import now_ns
-from roost.errors import Conflict, Invalid, NotFound
+from roost.errors import Conflict, Invalid, NotFound, RoostError
 from roost.node import log as logs
 from roost.node import member as members
 from roost.node.capacity import disk_is_full
@@ -237,6 +237,7 @@ class Sandboxes:
 
     async def _conclude(self, sandbox: Sandbox, number: int) -> None:
         """Its processes are gone, its disk is here: what it wrote is saved before its end is told."""
+        sandbox.hold(await self._hold_again(sandbox.record))
         site = self._ground.site(number)
         await self._ground.runtime.destroy(site.container_id)
         disk = Disk(self._disks / f"{site.container_id}.img", site.disk, sandbox.limits.disk_gb)
@@ -249,7 +250,8 @@ class Sandboxes:
             if record.start_from is not None:
                 return await self._layers.stack(record.account, record.start_from)
             return ImageLower(self._images.hold_content(record.image_content))
-        except NotFound:
+        except RoostError as error:
+            log.warning("sandbox.unheld", id=record.state.id, error=str(error))
             return None
 
     def _discard(self, id: str) -> None:

@@ -85,7 +85,10 @@ def open_store(url: str, options: Options | None = None) -> "Store":
         path = Path(parts.path)
         if not path.is_absolute():
             raise Invalid(f"object store {url!r}: write an absolute directory, file:///DIR")
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreUnavailable(f"the object store's directory {path} cannot be used: {error.strerror}") from error
         return Store(LocalStore(path), options, local=path)
     if parts.scheme not in ("s3", "gs", "az") or not parts.netloc:
         raise Invalid(f"object store {url!r}: write file:///DIR, s3://BUCKET/PREFIX, gs://… or az://…")
