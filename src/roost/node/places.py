@@ -17,10 +17,12 @@ from roost.node.layers import Layers
 from roost.node.protocol import Revision, SaveRequest
 from roost.node.sandboxes import Sandboxes
 from roost.node.saver import Saver
+from roost.node.threads import Threads
 from roost.node.tree import Tree, process_root
 
 SEALED = linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
 EDIT_GIB = 64
+EDITING = 64  # at once; each has a thread that waits for its caller's bytes
 
 
 class NodePlaces:
@@ -31,10 +33,15 @@ class NodePlaces:
         self._layers = layers
         self._saver = saver
         self._disks = disks
+        self._editing = Threads(EDITING, "edits")
         directory.mkdir(mode=0o700, exist_ok=True)
-        self.close()
+        self._unmount()
 
     def close(self) -> None:
+        self._editing.close()
+        self._unmount()
+
+    def _unmount(self) -> None:
         """Whatever is still mounted, also by a node that was killed."""
         for left in self._directory.iterdir():
             unmount(left)
@@ -45,6 +52,9 @@ class NodePlaces:
         member = self._sandboxes.member_of(id)
         first_id = member.site.first_id
         return Tree(process_root(member.pid, first_id), first_id)
+
+    def owner(self, id: str) -> int:
+        return self._sandboxes.account_of(id)
 
     @asynccontextmanager
     async def stored(self, revision: str, account: int) -> AsyncGenerator[Tree]:
@@ -69,7 +79,7 @@ class NodePlaces:
         try:
             async with self._mounted(overlay_options(stack.lowers, disk), 0) as point:
                 with Tree(point, 0) as tree:
-                    await asyncio.to_thread(change, tree)
+                    await self._editing.run(lambda: change(tree))
             return await self._saver.keep_edit(save, disk, stack.revision)
         finally:
             stack.release()

@@ -291,6 +291,12 @@ class Sandboxes:
             raise Conflict(f"sandbox {id} is not running")
         return sandbox.member
 
+    def account_of(self, id: str) -> int:
+        """Raises NotFound, Conflict for one that has ended."""
+        if id in self._over:
+            raise Conflict(f"sandbox {id} is not running")
+        return self._known(id).record.account
+
     # revisions
 
     async def collect(self, request: Collect, depot: Depot) -> Collected:
