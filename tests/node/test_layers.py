@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from roost import ids, linux
+from roost import ids
 from roost.errors import NotFound, StoreUnavailable
 from roost.node.arrears import Arrears, Pause
 from roost.node.depot import Depot, StoreSettings
 from roost.node.disk import Disks, unmount
 from roost.node.images import ImageStore
 from roost.node.layers import DEEPEST, Layers
-from roost.node.places import overlay_options
+from roost.node.places import mount_overlay
 from roost.node.protocol import Revision, SaveRequest
 from roost.node.saver import Saver
 from roost.node.sync import Options, Vault, collect, open_store
@@ -77,7 +77,7 @@ class Node:
         root.mkdir()
         try:
             async with self.standing(base) as lowers:
-                linux.mount("overlay", root, "overlay", 0, overlay_options(lowers, disk))
+                mount_overlay(root, lowers, disk)
                 try:
                     subprocess.run(["sh", "-ec", commands], cwd=root, check=True)
                 finally:
@@ -109,7 +109,7 @@ class Node:
         root.mkdir()
         try:
             async with self.standing(revision) as lowers:
-                linux.mount("overlay", root, "overlay", linux.MS_RDONLY, overlay_options(lowers))
+                mount_overlay(root, lowers)
                 try:
                     done = subprocess.run(["sh", "-ec", commands], cwd=root, capture_output=True, text=True)
                     assert done.returncode == 0, done.stderr
