@@ -145,9 +145,10 @@ class Depot:
         """Everything that the revision has above its image, with container ids. Raises NotFound."""
         await self._run("restore", {**self._where(account), "revision": id, "target": str(target), "first_id": 0})
 
-    async def collect(self, account: int, heads: Sequence[str]) -> int:
-        """Frees what no revision in `heads` needs; returns bytes."""
-        return int((await self._run("collect", {**self._where(account), "heads": list(heads)}))["bytes"])
+    async def collect(self, account: int, heads: Sequence[str], spared: Sequence[str]) -> int:
+        """Frees what no revision in `heads` or `spared` needs; returns bytes. Damaged if a head is not there."""
+        request = {**self._where(account), "heads": list(heads), "spared": list(spared)}
+        return int((await self._run("collect", request))["bytes"])
 
     async def check(self, account: int, heads: Sequence[str] | None, read_data: bool) -> list[str]:
         request = {**self._where(account), "heads": heads, "read_data": read_data}

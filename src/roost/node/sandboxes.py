@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from roost.clock import now_ns
-from roost.errors import Conflict, Invalid, NotFound, RoostError
+from roost.errors import Conflict, Damaged, Invalid, NotFound, RoostError
 from roost.node import log as logs
 from roost.node import member as members
 from roost.node.capacity import disk_is_full
@@ -305,7 +305,11 @@ class Sandboxes:
         listed = {id for ids in request.live.values() for id in ids} | spared
         removed, freed = await asyncio.to_thread(self._layers.collect, listed)
         for account, ids in request.live.items():
-            freed += await depot.collect(account, [*ids, *spared])
+            heads = [id for id in ids if not self._layers.has(id) or self._layers.find(id).stored]
+            try:
+                freed += await depot.collect(account, heads, sorted(spared))
+            except Damaged as error:  # nothing of this account goes; the others' does
+                log.error("collection.refused", account=account, error=str(error))
         return Collected(bytes_freed=freed, revisions_removed=removed)
 
     def pinned(self) -> set[str]:

@@ -131,6 +131,8 @@ def test_nothing_is_removed_while_a_live_revision_is_not_whole(tmp_path: Path) -
     vault, live = shrunk(tmp_path)
     with pytest.raises(Exception, match="nothing was removed"):
         collect(vault, [live.id, "0123missing"], 0)
+    spared = collect(vault, [], 0, spared=[live.id, "0123missing"])
+    assert (spared.revisions, spared.live_revisions) == (0, 1)
     assert len(vault.names("revision")) == 2
     next(iter((tmp_path / "store" / "account" / "open" / "index").iterdir())).unlink()
     with pytest.raises(Exception, match="missing"):

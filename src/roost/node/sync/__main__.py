@@ -69,6 +69,7 @@ class RestoreRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class CollectRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=True):
     heads: list[str]
+    spared: list[str] = []
     grace: float = 24 * 3600.0
 
 
@@ -144,7 +145,8 @@ def run_restore(request: RestoreRequest) -> object:
 
 def run_collect(request: CollectRequest) -> object:
     vault = vault_of(request)
-    return collect(vault, request.heads, request.grace, cache=_path(request.cache), told=Told())
+    told = Told()
+    return collect(vault, request.heads, request.grace, spared=request.spared, cache=_path(request.cache), told=told)
 
 
 def run_check(request: CheckRequest) -> object:
