@@ -131,12 +131,17 @@ def test_nothing_is_removed_while_a_live_revision_is_not_whole(tmp_path: Path) -
     vault, live = shrunk(tmp_path)
     with pytest.raises(Exception, match="nothing was removed"):
         collect(vault, [live.id, "0123missing"], 0)
-    spared = collect(vault, [], 0, spared=[live.id, "0123missing"])
-    assert (spared.revisions, spared.live_revisions) == (0, 1)
     assert len(vault.names("revision")) == 2
     next(iter((tmp_path / "store" / "account" / "open" / "index").iterdir())).unlink()
     with pytest.raises(Exception, match="missing"):
         collect(vault, [live.id], 0)
+
+
+def test_what_is_only_spared_may_be_missing(tmp_path: Path) -> None:
+    vault, live = shrunk(tmp_path)
+    found = collect(vault, [], 0, spared=[live.id, "0123missing"])
+    assert (found.revisions, found.live_revisions) == (1, 1)
+    assert vault.names("revision") == [live.id]
 
 
 def test_a_save_that_builds_on_what_is_condemned_meanwhile_is_told_to_try_again(tmp_path: Path) -> None:
