@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from roost import linux
-from roost.node.disk import Disks, unmount
+from roost.node.disk import OVERLAY, Disks, unmount
 from roost.node.prune import prune
 from roost.node.usage import grown
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts overlays")
-OPTIONS = "xino=on,redirect_dir=off,metacopy=off,index=off"
 
 
 class Stack:
@@ -36,7 +35,7 @@ class Stack:
         for directory in (upper, work, root):
             directory.mkdir()
         below = ":".join(map(str, [*self.layers, self.image]))
-        linux.mount("overlay", root, "overlay", 0, f"lowerdir={below},upperdir={upper},workdir={work},{OPTIONS}")
+        linux.mount("overlay", root, "overlay", 0, f"lowerdir={below},upperdir={upper},workdir={work},{OVERLAY}")
         try:
             subprocess.run(["sh", "-ec", commands], cwd=root, check=True)
         finally:

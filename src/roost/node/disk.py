@@ -27,6 +27,8 @@ BLOCK = 4096
 BYTES_PER_INODE = 8192
 SEAL_SECONDS = 5.0  # that a killed process may take to let go of its files
 MOUNT_OPTIONS = "noinit_itable,discard,errors=remount-ro"  # discard: what the guest deletes, the node gets back
+# Of writable overlays, whatever the kernel's own defaults are: each layer can be read, merged and moved by itself.
+OVERLAY = "xino=on,redirect_dir=off,metacopy=off,index=off"
 
 
 def mkfs_args(image: Path) -> list[str]:

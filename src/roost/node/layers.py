@@ -207,10 +207,11 @@ class Layers:
         told = msgspec.structs.replace(kept.revision, stored=True, size=saved.size, stored_bytes=saved.stored_bytes)
         self._write(msgspec.structs.replace(kept, revision=told, owed=None))
 
-    def gone_from_store(self, id: str) -> None:
-        """Nobody listed it any more and it was collected there; here, others stand on it."""
+    def gone_from_store(self, account: int, id: str) -> None:
+        """It was thought to be there: nobody listed it any more, so it was collected, or the store has lost it."""
         kept = self._read(id)
-        self._write(msgspec.structs.replace(kept, revision=msgspec.structs.replace(kept.revision, stored=False)))
+        told = msgspec.structs.replace(kept.revision, stored=False)
+        self._write(msgspec.structs.replace(kept, revision=told, owed=account))
 
     def owed(self) -> list[tuple[int, Revision]]:
         """What the object store should have and has not, with its account; the oldest first."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roost import linux
 from roost.errors import Conflict
-from roost.node.disk import Disk, Disks, unmount
+from roost.node.disk import OVERLAY, Disk, Disks, unmount
 from roost.node.layers import Layers
 from roost.node.protocol import Revision, SaveRequest
 from roost.node.sandboxes import Sandboxes
@@ -110,5 +110,5 @@ def mount_overlay(point: Path, lowers: Sequence[Path], disk: Disk | None = None)
             named.append(f"/proc/self/fd/{descriptor}")
         options = f"lowerdir={':'.join(named)}"
         if disk:
-            options += f",upperdir={disk.upper},workdir={disk.work},xino=on"
+            options += f",upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
         linux.mount("overlay", point, "overlay", SEALED | (0 if disk else linux.MS_RDONLY), options)

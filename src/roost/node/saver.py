@@ -103,7 +103,9 @@ class Saver:
             except NotFound:
                 if base is None or not self._layers.has(base):
                     raise
-                self._layers.gone_from_store(base)
+                log.warning("revision.gone_from_store", revision=base)
+                self._layers.gone_from_store(account, base)
+                self.behind()
 
     def _size(self, id: str | None) -> int:
         return self._layers.find(id).size if id and self._layers.has(id) else 0
