@@ -149,6 +149,9 @@ async def make(ground: Ground, number: int) -> Member:
 async def adopt(ground: Ground, number: int, disk_gb: int) -> Member:
     """A member that an earlier node made and a sandbox claimed. Raises GuestLost when its guest init is gone."""
     site = ground.site(number)
+    cgroup = Cgroup(ground.hierarchies, f"/roost-{ground.instance}", site.container_id)
+    with contextlib.suppress(OSError):
+        cgroup.thaw()  # the node before may have died in the moment in which it saved; what is frozen answers nobody
     guest = await Guest.connect(site.socket)
     try:
         pid = int((site.directory / "pid").read_text())
@@ -156,7 +159,6 @@ async def adopt(ground: Ground, number: int, disk_gb: int) -> Member:
         guest.close()
         raise GuestLost(f"member {number} has no readable pid: {error}") from error
     disk = Disk(ground.disks.directory / f"{site.container_id}.img", site.disk, disk_gb)
-    cgroup = Cgroup(ground.hierarchies, f"/roost-{ground.instance}", site.container_id)
     return Member(ground, site, pid, guest, disk, cgroup)
 
 
