@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 JOB_SECONDS = 120  # the longest that one job may take; none comes near unless something is broken
 JOBS = "/api/v1/mags-jobs"
+FINAL = ("completed", "error")
 
 MARKS = ("post_ms", "first_ms", "end_ms")
 
@@ -114,24 +115,38 @@ class Client:
             self._idle.append(connection)
             return answer
 
+    async def run(self, script: str, **fields: Any) -> None:
+        """To its end. Raises Unexpected unless it completes."""
+        accepted = await self.call("POST", JOBS, {"script": script, **fields})
+        async with asyncio.timeout(JOB_SECONDS):
+            while (state := await self.call("GET", f"{JOBS}/{accepted['request_id']}/status"))["status"] not in FINAL:
+                await asyncio.sleep(0.05)
+        if state["status"] != "completed":
+            raise Unexpected(f"{script!r} ended as {state!r}")
+
     async def pool(self) -> dict[str, int]:
         return await self.call("GET", f"{JOBS}/pool-status")
 
-    async def hello(self, begun: float | None = None) -> Timing:
-        """Run `echo hello` and see it; `begun`: what its times count from, for those that begin together."""
+    async def hello(self, begun: float | None = None, **fields: Any) -> Timing:
+        """Run `echo hello` and see it; `begun`: what its times count from, for those that begin together.
+
+        `fields` go with the submission.
+        """
         began = time.perf_counter() if begun is None else begun
         marks: dict[str, float] = {}
         try:
             async with asyncio.timeout(JOB_SECONDS):
                 connection = await self._take()
-                await self._hello(connection, began, marks)
+                await self._hello(connection, began, marks, fields)
                 self._idle.append(connection)
         except (Unexpected, OSError, EOFError, ValueError, KeyError, TimeoutError) as error:
             return _timing(marks, f"{type(error).__name__}: {error}")
         return _timing(marks)
 
-    async def _hello(self, connection: Connection, began: float, marks: dict[str, float]) -> None:
-        accepted = await connection.call("POST", JOBS, {"script": "echo hello"})
+    async def _hello(
+        self, connection: Connection, began: float, marks: dict[str, float], fields: dict[str, Any]
+    ) -> None:
+        accepted = await connection.call("POST", JOBS, {"script": "echo hello", **fields})
         marks["post_ms"] = _since(began)
         said: list[str] = []
         ended = False

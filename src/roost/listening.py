@@ -1,7 +1,8 @@
 """Listening sockets: those that `roost up` made and keeps while the control plane is started again, or new ones.
 
-A socket that `up` made is handed down as a descriptor (`roost serve --inherited NAME=N`). While no control plane accepts,
-the kernel keeps who comes, so that they see a delay and no refusal; ports below 1024 need no privilege below `up`.
+A socket that `up` made is handed down as a descriptor (`roost serve --inherited NAME=N`). While no control plane
+accepts, the kernel keeps who comes, so that they see a delay and no refusal; ports below 1024 need no privilege below
+`up`.
 """
 
 import socket

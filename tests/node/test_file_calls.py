@@ -15,16 +15,18 @@ import pytest
 import yarl
 from aiohttp import web
 
-from roost.errors import Conflict, Invalid, NodeUnavailable, NotFound, TooLarge
+from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, TooLarge
 from roost.node.client import NodeClient
 from roost.node.daemon import speak_plainly
-from roost.node.file_calls import FileCalls
+from roost.node.file_calls import EACH, FileCalls
 from roost.node.protocol import HEADER, MAX_BODY, VERSION, Revision, SaveRequest
 from roost.node.sync.store import open_store
+from roost.node.threads import Turns
 from roost.node.tree import Tree
 from roost.node.uploads import PART, Uploads
 
 SANDBOX, REVISION, NEXT = "0123abcd", "0123456789abcdef", "fedcba9876543210"
+OTHER = "4567cdef"  # another account's sandbox
 SAVE = SaveRequest(revision=NEXT, account=7, upload=True)
 
 
@@ -40,6 +42,9 @@ class Directories:
         if not (self.base / id).is_dir():
             raise NotFound(f"no sandbox {id}")
         return Tree(self.base / id, os.getuid())
+
+    def owner(self, id: str) -> int:
+        return 8 if id == OTHER else 7
 
     @asynccontextmanager
     async def stored(self, revision: str, account: int) -> AsyncIterator[Tree]:
@@ -86,7 +91,7 @@ class Node:
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     places = Directories(tmp_path / "places")
-    for id in (SANDBOX, REVISION):
+    for id in (SANDBOX, REVISION, OTHER):
         (places.base / id).mkdir(parents=True)
     uploads = Uploads(open_store(f"file://{tmp_path}/store"))
     calls = FileCalls(places, uploads)
@@ -320,3 +325,37 @@ async def test_release_ends_what_uses_a_sandbox(node: Node) -> None:
         await whole(reading)
     with pytest.raises((Conflict, NodeUnavailable)):
         await writing
+
+
+async def test_one_account_does_not_hold_up_the_others(node: Node) -> None:
+    go_on = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await go_on.wait()
+
+    def write(number: int) -> asyncio.Task[None]:
+        return asyncio.create_task(node.client.write_file(SANDBOX, f"file{number}", slow(), 0o644))
+
+    writing = [write(number) for number in range(EACH)]
+    await until(lambda: len(os.listdir(node.live)) == EACH)
+    late = asyncio.create_task(node.client.edit(REVISION, SAVE, "file", pieces(b"new")))
+    async with asyncio.timeout(10):
+        await node.client.write_file(OTHER, "file", pieces(b"new"), 0o644)
+    assert not late.done()
+    assert not (node.stored / "file").exists()
+    go_on.set()
+    await asyncio.gather(*writing, late)
+    assert (node.stored / "file").read_bytes() == b"new"
+
+
+async def test_whoever_waits_too_long_for_its_turn_is_told() -> None:
+    turns = Turns(1, patience=0.05)
+    async with turns.of(7):
+        with pytest.raises(NoCapacity, match="try again"):
+            async with turns.of(7):
+                pass
+        async with turns.of(8):
+            pass
+    async with turns.of(7):
+        pass

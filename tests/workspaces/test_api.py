@@ -158,6 +158,19 @@ async def test_a_check_names_what_the_node_lacks(api: Api) -> None:
     assert (await api.json(f"{SPACES}/w/check"))["missing"] == [first]
 
 
+async def test_a_listing_learns_what_was_uploaded_later(api: Api) -> None:
+    revision = await api.fill("w")
+    await api.run(workspace_id="w", persistent=True)
+    saved = api.node.saves[revision]
+    saved.revision = msgspec.structs.replace(saved.revision, stored=True, stored_bytes=9)
+    api.node.up = False
+    (only,) = (await api.json(f"{SPACES}/w/revisions"))["revisions"]  # type: ignore[misc]
+    assert only["stored"] is False  # type: ignore[index] # as it was last known
+    api.node.up = True
+    (only,) = (await api.json(f"{SPACES}/w/revisions"))["revisions"]  # type: ignore[misc]
+    assert (only["stored"], only["stored_bytes"]) == (True, 9)  # type: ignore[index]
+
+
 async def test_a_check_learns_what_was_uploaded_later(api: Api) -> None:
     revision = await api.fill("w")
     saved = api.node.saves[revision]

@@ -120,6 +120,16 @@ async def test_what_is_too_young_to_be_known_is_not_touched(opened: Open, node: 
         assert list(node.saves) == ["f" * 16]
 
 
+async def test_rows_follow_what_was_uploaded_later(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        await until(lambda: live.link.is_up)
+        ids = await history(live, node, [2, 1], head=1)
+        await base(live).write(update(revisions).values(stored=False))
+        await collection(live, node).run()
+        rows = await base(live).read(select(revisions.c.stored).where(revisions.c.id.in_(ids)))
+        assert [bool(row.stored) for row in rows] == [True, True]
+
+
 async def test_nothing_is_collected_before_the_node_has_told_what_it_has(opened: Open, node: Node) -> None:
     old(node, "e" * 16)
     node.up = False

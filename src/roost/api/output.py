@@ -77,6 +77,8 @@ async def _records(
         try:
             async for record in plane.node.log(job.log, after=after, follow=follow and run is not None):
                 after = record.seq
+                if run is not None and follow:
+                    await run.attached.wait()  # whoever has seen a line sees the job running, too
                 yield record
             return
         except NotFound:

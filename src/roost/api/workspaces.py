@@ -105,7 +105,8 @@ async def list_revisions(
 ) -> RevisionPage:
     found = await workspace.find(plane.database, request.user.id, id)
     listed = await revisions.page(plane.database, found, page, page_size)
-    records = [_revision(one, found.head) for one in listed.revisions]
+    true = await revisions.followed(plane.database, plane.node, found, listed.revisions)
+    records = [_revision(one, found.head) for one in true]
     return RevisionPage(id, records, listed.total, page, page_size)
 
 

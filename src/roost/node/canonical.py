@@ -5,7 +5,6 @@ container ids, like an image, and every sandbox maps them to its own range when 
 away (set-uid bits, capabilities) is put back; ids inside capabilities and access control lists are shifted too.
 """
 
-import contextlib
 import errno
 import os
 import stat
@@ -86,15 +85,3 @@ def shift_acl(value: bytes, first_id: int) -> bytes:
         for tag, permissions, id in _ACL_ENTRY.iter_unpack(value[4:])
     ]
     return value[:4] + b"".join(shifted_entries)
-
-
-def size_of(upper: Path) -> int:
-    """Bytes that the files of a layer take on the disk."""
-    seen: set[int] = set()
-    total = 0
-    with contextlib.suppress(FileNotFoundError):
-        for _, status in _entries(upper):
-            if status.st_nlink == 1 or status.st_ino not in seen:
-                seen.add(status.st_ino) if status.st_nlink > 1 else None
-                total += status.st_blocks * 512
-    return total

@@ -23,6 +23,7 @@ from aiohttp import web
 from roost import __version__, errors, linux
 from roost.events import write_events
 from roost.node import capacity, cgroup
+from roost.node.arrears import Arrears
 from roost.node.bodies import answer, message, read
 from roost.node.cgroup import Hierarchies
 from roost.node.depot import Depot, StoreSettings
@@ -378,8 +379,11 @@ async def _run(settings: NodeSettings) -> None:
     places = NodePlaces(settings.state / "views", sandboxes, layers, saver, ground.disks)
     files = FileCalls(places, uploads)
     saver.release_files = files.release
+    arrears = Arrears(layers, saver)
+    saver.behind = arrears.grown
     pool.open()
     sandboxes.open()
+    arrears.open()
     node = Node(ground, sandboxes, images, pool, layers, depot)
     sessions = Sessions(sandboxes.running)
     processes = ProcessCalls(sandboxes.processes, node.stream)
@@ -393,6 +397,7 @@ async def _run(settings: NodeSettings) -> None:
     node.leave()
     await dials.close()
     await sessions.close()
+    await arrears.close()
     await files.close()
     await sandboxes.close()
     await runner.cleanup()

@@ -43,9 +43,26 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Used:
+    """Bytes that a revision's files take on the disk, or with `over`, those of the layers there, the newest first.
+
+    Over these the last layer that is saved is then measured.
+    """
+
+    bytes: int
+    over: Sequence[Path] | None = None
+
+
+@dataclass(frozen=True)
 class Saved:
     size: int
     stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Found:
+    revision: Revision
+    entries: int  # names
 
 
 Frozen = Callable[[], Awaitable[None]]
@@ -71,6 +88,7 @@ class Depot:
         layers: Sequence[Source],
         image: str,
         job: str,
+        used: Used,
         freeze: Frozen | None = None,
         thaw: Callable[[], None] | None = None,
     ) -> Saved:
@@ -97,34 +115,40 @@ class Depot:
                 }
                 for layer in layers
             ],
+            "used": {"bytes": used.bytes, "over": None if used.over is None else [str(path) for path in used.over]},
         }
         result = await self._run("save", request, freeze, thaw)
-        return Saved(result["revision"]["size"], result["revision"]["stored"])
+        return Saved(result["revision"]["used"], result["revision"]["stored"])
 
     async def find(self, account: int, id: str) -> Revision:
         """What the store says of a revision. Raises NotFound."""
+        return (await self.look(account, id)).revision
+
+    async def look(self, account: int, id: str) -> Found:
         return await asyncio.to_thread(self._read, account, id)
 
-    def _read(self, account: int, id: str) -> Revision:
+    def _read(self, account: int, id: str) -> Found:
         store = open_store(self._settings.url, self._settings.options)
         told = read_revision(Vault(store, str(account), self._settings.key), id)
-        return Revision(
+        revision = Revision(
             id=told.id,
             parent=told.parent,
             image=told.image,
             created_ns=told.time,
-            size=told.size,
+            size=told.size if told.used is None else told.used,
             stored=True,
             stored_bytes=told.stored,
         )
+        return Found(revision, told.entries)
 
     async def restore(self, account: int, id: str, target: Path) -> None:
         """Everything that the revision has above its image, with container ids. Raises NotFound."""
         await self._run("restore", {**self._where(account), "revision": id, "target": str(target), "first_id": 0})
 
-    async def collect(self, account: int, heads: Sequence[str]) -> int:
-        """Frees what no revision in `heads` needs; returns bytes."""
-        return int((await self._run("collect", {**self._where(account), "heads": list(heads)}))["bytes"])
+    async def collect(self, account: int, heads: Sequence[str], spared: Sequence[str]) -> int:
+        """Frees what no revision in `heads` or `spared` needs; returns bytes. Damaged if a head is not there."""
+        request = {**self._where(account), "heads": list(heads), "spared": list(spared)}
+        return int((await self._run("collect", request))["bytes"])
 
     async def check(self, account: int, heads: Sequence[str] | None, read_data: bool) -> list[str]:
         request = {**self._where(account), "heads": heads, "read_data": read_data}

@@ -24,14 +24,17 @@ _MS_NOATIME = 1024
 _LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 4, 16
 _LOOP_CONFIG = struct.Struct("<II 5Q4I64s64s32s2Q 8Q")  # struct loop_config with its loop_info64
 BLOCK = 4096
+BYTES_PER_INODE = 8192
 SEAL_SECONDS = 5.0  # that a killed process may take to let go of its files
 MOUNT_OPTIONS = "noinit_itable,discard,errors=remount-ro"  # discard: what the guest deletes, the node gets back
+# Of writable overlays, whatever the kernel's own defaults are: each layer can be read, merged and moved by itself.
+OVERLAY = "xino=on,redirect_dir=off,metacopy=off,index=off"
 
 
 def mkfs_args(image: Path) -> list[str]:
     """No journal: after a crash of the machine the disk is not used again. An inode per 8 KiB, for many small files."""
     return [
-        *("mkfs.ext4", "-q", "-F", "-b", str(BLOCK), "-i", "8192", "-m", "0"),
+        *("mkfs.ext4", "-q", "-F", "-b", str(BLOCK), "-i", str(BYTES_PER_INODE), "-m", "0"),
         *("-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", str(image)),
     ]
 

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from roost.errors import Conflict, Invalid, RoostError
 from roost.node.protocol import LENGTH, Entry, Revision, SaveRequest, Stored
-from roost.node.threads import Incoming, Threads
+from roost.node.threads import Incoming, Threads, Turns
 from roost.node.tree import Tree
 from roost.node.uploads import Uploads
 
@@ -27,6 +27,7 @@ CHUNK = 256 * 1024  # bytes of a request taken at a time
 BATCH = 64 * 1024  # bytes of entries sent at a time
 LOOKING = 8  # steps at once
 CHANGING = 64  # changes at once; each has a thread that waits for its caller's bytes
+EACH = 8  # changes at once of one account
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _encode = msgspec.msgpack.Encoder().encode
@@ -39,6 +40,10 @@ class Places(Protocol):
         """The files of a running sandbox. Whoever asked closes it."""
         ...
 
+    def owner(self, id: str) -> int:
+        """The account whose sandbox it is."""
+        ...
+
     def stored(self, revision: str, account: int) -> AbstractAsyncContextManager[Tree]:
         """The files of a revision, there and unchangeable until the block ends."""
         ...
@@ -46,7 +51,7 @@ class Places(Protocol):
     async def edit(self, revision: str, save: SaveRequest, change: Callable[[Tree], None]) -> Revision:
         """A new revision: the files of `revision` after `change`, which blocks until all bytes of a request have come.
 
-        So run it in a thread of its own, and make nothing of it when it raises.
+        So run it in a thread that nothing else waits for, and make nothing of it when it raises.
         """
         ...
 
@@ -59,6 +64,7 @@ class FileCalls:
         self._uploads = uploads
         self._looking = Threads(LOOKING, "files")
         self._changing = Threads(CHANGING, "file-changes")
+        self._turns = Turns(EACH)
         self._using: dict[str, dict[asyncio.Task[Any], Incoming | None]] = {}  # by sandbox or revision
 
     def routes(self) -> list[web.RouteDef]:
@@ -123,8 +129,9 @@ class FileCalls:
 
     async def _change_live(self, id: str, change: Callable[[Tree], None], incoming: Incoming | None) -> None:
         async def run() -> None:
-            with self._places.live(id) as tree:
-                await self._changing.run(lambda: change(tree))
+            async with self._turns.of(self._places.owner(id)):
+                with self._places.live(id) as tree:
+                    await self._changing.run(lambda: change(tree))
 
         await self._own(id, run(), incoming, outlasting=True)
 
@@ -141,7 +148,12 @@ class FileCalls:
         self, request: web.Request, change: Callable[[Tree], None], incoming: Incoming | None
     ) -> web.Response:
         id, save = request.match_info["id"], _save(request)
-        return _answer(await self._own(id, self._places.edit(id, save, change), incoming, outlasting=True))
+
+        async def run() -> Revision:
+            async with self._turns.of(save.account):
+                return await self._places.edit(id, save, change)
+
+        return _answer(await self._own(id, run(), incoming, outlasting=True))
 
     # owning
 

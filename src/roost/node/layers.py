@@ -7,10 +7,12 @@ A layer that is not in the store, or that something mounted or listed here stand
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,13 @@ import structlog
 
 from roost import linux
 from roost.errors import NotFound
-from roost.node.canonical import canonicalise, size_of
-from roost.node.depot import Depot, Source
-from roost.node.disk import GIB, Disk, Disks, mount_image, seal, unmount
+from roost.node.canonical import canonicalise
+from roost.node.depot import Depot, Found, Saved, Source, Used
+from roost.node.disk import BYTES_PER_INODE, GIB, Disk, Disks, mount_image, seal, unmount
 from roost.node.images import Hold, ImageStore
 from roost.node.protocol import Revision
+from roost.node.prune import prune
+from roost.node.usage import grown
 
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
 
@@ -33,12 +37,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 class Kept(msgspec.Struct, frozen=True):
     """The file beside a layer's disk image. `parent`: the layer below, None for one that stands on the image alone.
 
-    It names its disk image, so that replacing a layer by a flat one is one step.
+    It names its disk image, so that replacing a layer by a flat one is one step. `owed`: the account in whose part of
+    the object store it should be, and is not yet.
     """
 
     revision: Revision
     parent: str | None
     disk: str
+    owed: int | None = None
 
 
 @dataclass
@@ -70,6 +76,7 @@ class Layers:
         self._depot = depot
         self._limit = limit
         self._pins: dict[str, int] = {}
+        self._leaving = threading.Lock()  # held to choose what to pin or to remove; both must not choose the same
         self._mounting: dict[str, asyncio.Lock] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -77,9 +84,14 @@ class Layers:
 
     async def stack(self, account: int, revision: str) -> Stack:
         """Raises NotFound for a revision that is neither here nor in the store."""
-        ids = await self._ids_of(account, revision)
-        self._pin(ids)
+        if fresh := not self._is_here(revision):
+            await self._restore(account, revision)
+        with self._leaving:
+            ids = self._chain(revision)
+            self._pin(ids)
         try:
+            if fresh:
+                await asyncio.to_thread(self.make_room)
             lowers = [await self._mounted(id) for id in ids]
             kept = self._read(revision)
             hold = self._images.hold_content(kept.revision.image)
@@ -89,10 +101,8 @@ class Layers:
         os.utime(self._image(revision))  # when it was last used
         return Stack(kept.revision, [*lowers, hold.path], self, ids, hold)
 
-    async def _ids_of(self, account: int, revision: str) -> list[str]:
-        if not self._has(revision) or not self._whole(revision):
-            await self._restore(account, revision)
-        return self._chain(revision)
+    def _is_here(self, revision: str) -> bool:
+        return self._has(revision) and self._whole(revision)
 
     def _chain(self, revision: str) -> list[str]:
         """The layers that it stands on, the newest first."""
@@ -120,6 +130,17 @@ class Layers:
             if not self._pins[id]:
                 del self._pins[id]
 
+    @contextlib.contextmanager
+    def pinned(self, id: str) -> Generator[list[str]]:
+        """The layers that it stands on, itself first; none of them goes meanwhile."""
+        with self._leaving:
+            ids = self._chain(id)
+            self._pin(ids)
+        try:
+            yield ids
+        finally:
+            self.unpin(ids)
+
     async def _mounted(self, id: str) -> Path:
         async with self._mounting.setdefault(id, asyncio.Lock()):
             point = self._directory / id
@@ -138,18 +159,22 @@ class Layers:
             raise NotFound(f"revision {revision} is not on this node")
         return self._read(revision).revision
 
-    def freeze(self, disk: Disk, first_id: int) -> int:
-        """Make a finished sandbox's disk a layer's disk; returns its size in bytes. Blocks, and may be repeated."""
-        canonicalise(disk.upper, first_id)
-        return size_of(disk.upper)
+    async def below(self, id: str | None) -> list[Path]:
+        """The directories of a layer and of all that it stands on, the newest first, without the image."""
+        return [await self._mounted(one) for one in self._chain(id)] if id and self._is_here(id) else []
 
-    def keep(self, disk: Disk, revision: Revision, parent: str | None) -> None:
+    def freeze(self, disk: Disk, first_id: int, lowers: Sequence[Path]) -> int:
+        """Make a finished sandbox's disk a layer's disk; how many bytes it adds. Blocks, and may be repeated."""
+        canonicalise(disk.upper, first_id)
+        return grown(disk.upper, lowers)
+
+    def keep(self, disk: Disk, revision: Revision, parent: str | None, owed: int | None = None) -> None:
         """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
         seal(disk)
         name = f"{revision.id}-{secrets.token_hex(4)}.img"
         (self._directory / name).hardlink_to(disk.image)  # until the layer is written down, a crash leaves the disk
         before = self._image(revision.id) if self._has(revision.id) else None
-        self._write(Kept(revision, parent, name))
+        self._write(Kept(revision, parent, name, owed))
         disk.remove()
         if before:
             unmount(self._directory / revision.id)
@@ -165,8 +190,10 @@ class Layers:
         scratch = self._directory / f"flatten-{id}"
         depot = self._depot.beside(scratch)
         try:
-            await depot.save(account, id, None, None, sources, kept.revision.image, "flatten")
-            await self._fill(depot, account, await depot.find(account, id), kept.revision)
+            used = Used(kept.revision.size)
+            await depot.save(account, id, None, None, sources, kept.revision.image, "flatten", used)
+            found = await depot.look(account, id)
+            await self._fill(depot, account, Found(kept.revision, found.entries))
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
@@ -174,29 +201,48 @@ class Layers:
         """Where a layer's files are, and the layer below it."""
         return await self._mounted(id), self._read(id).parent
 
-    def stored(self, id: str, size: int, stored_bytes: int) -> None:
+    def stored(self, id: str, saved: Saved) -> None:
         """It is in the object store now."""
         kept = self._read(id)
-        revision = msgspec.structs.replace(kept.revision, stored=True, size=size, stored_bytes=stored_bytes)
-        self._write(Kept(revision, kept.parent, kept.disk))
+        told = msgspec.structs.replace(kept.revision, stored=True, size=saved.size, stored_bytes=saved.stored_bytes)
+        self._write(msgspec.structs.replace(kept, revision=told, owed=None))
+
+    def gone_from_store(self, account: int, id: str) -> None:
+        """It was thought to be there: nobody listed it any more, so it was collected, or the store has lost it."""
+        kept = self._read(id)
+        told = msgspec.structs.replace(kept.revision, stored=False)
+        self._write(msgspec.structs.replace(kept, revision=told, owed=account))
+
+    def owed(self) -> list[tuple[int, Revision]]:
+        """What the object store should have and has not, with its account; the oldest first."""
+        kept = [one for one in map(self._read, self._ids()) if one.owed is not None]
+        return sorted(((one.owed or 0, one.revision) for one in kept), key=lambda one: one[1].created_ns)
 
     async def _restore(self, account: int, id: str) -> None:
         """One layer with everything above the image; half-restored ones have no file beside them and are swept."""
         async with self._mounting.setdefault(id, asyncio.Lock()):
-            if not self._has(id) or not self._whole(id):
-                revision = await self._depot.find(account, id)
-                await self._fill(self._depot, account, revision, revision)
+            if not self._is_here(id):
+                await self._fill(self._depot, account, await self._depot.look(account, id))
 
-    async def _fill(self, depot: Depot, account: int, found: Revision, revision: Revision) -> None:
+    async def _fill(self, depot: Depot, account: int, found: Found) -> None:
+        """Raises NotFound without the image: what a merged layer may hide is told by it."""
+        revision = found.revision
+        owed = self._read(revision.id).owed if self._has(revision.id) else None
         gib = 2
-        while gib * GIB < 2 * found.size + GIB:  # the file is sparse; ext4 has its own needs
+        # The file is sparse; ext4 has its own needs, and an inode per name.
+        while gib * GIB < max(2 * revision.size, 2 * found.entries * BYTES_PER_INODE) + GIB:
             gib *= 2
         name = f"layer-{revision.id}"
+        hold = self._images.hold_content(revision.image)
         disk = await self._disks.make(name, self._directory / name, gib, owner=0)
         try:
             await depot.restore(account, revision.id, disk.upper)
-            await asyncio.to_thread(self.keep, disk, revision, None)
+            await asyncio.to_thread(prune, disk.upper, hold.path)
+            size = await asyncio.to_thread(grown, disk.upper, [])
+            told = msgspec.structs.replace(revision, size=size)
+            await asyncio.to_thread(self.keep, disk, told, None, owed)
         finally:
+            hold.release()
             await asyncio.to_thread(disk.remove)
             disk.mountpoint.rmdir()
 
@@ -207,38 +253,49 @@ class Layers:
 
     def collect(self, listed: set[str]) -> tuple[int, int]:
         """Removes revisions that nobody lists, unless something stands on them; how many, and the bytes of them."""
-        standing = self._standing(listed)
-        gone = [id for id in self._ids() if id not in listed and id not in standing]
-        return len(gone), sum(map(self._remove, gone))
-
-    def make_room(self) -> None:
-        """Least recently used stored layers go until the limit is kept."""
-        used = {id: self._image(id).stat() for id in self._ids()}
-        total = sum(status.st_blocks * 512 for status in used.values())
-        for id, status in sorted(used.items(), key=lambda item: item[1].st_mtime):
-            if total <= self._limit:
-                return
-            kept = self._read(id)
-            if kept.revision.stored and id not in self._standing(set()):
-                log.info("layer.evicted", revision=id, bytes=status.st_blocks * 512)
-                total -= self._remove(id)
+        with self._leaving:
+            standing = self._standing(listed)
+            gone = {id: self._image(id) for id in self._ids() if id not in listed and id not in standing}
+            for id in gone:
+                self._meta(id).unlink()
+        return len(gone), sum(self._remove(id, image) for id, image in gone.items())
 
     def _standing(self, listed: set[str]) -> set[str]:
-        """Layers that a pinned one, a listed one, or any other layer that stays has below it."""
+        """Pinned layers, and all that these or listed ones have below them."""
         parents = {id: self._read(id).parent for id in self._ids()}
         standing = set(self._pins)
-        for id in parents:
-            if id in listed or id in self._pins or not listed:
-                at = parents[id]
-                while at is not None:
-                    standing.add(at)
-                    at = parents.get(at)
+        for id in listed | standing:
+            at = parents.get(id)
+            while at is not None:
+                standing.add(at)
+                at = parents.get(at)
         return standing
 
-    def _remove(self, id: str) -> int:
-        image = self._image(id)
+    def make_room(self) -> None:
+        """Least recently used stored layers go until the limit is kept, or nothing is left that may go."""
+        with self._leaving:
+            kept = {id: self._read(id) for id in self._ids()}
+            images = {id: self._directory / one.disk for id, one in kept.items()}
+            used = {id: image.stat() for id, image in images.items()}
+            total = sum(status.st_blocks * 512 for status in used.values())
+            gone: list[str] = []
+            while total > self._limit and (id := self._least_used(kept, used)) is not None:
+                self._meta(id).unlink()
+                del kept[id]
+                gone.append(id)
+                total -= used[id].st_blocks * 512
+        for id in gone:
+            log.info("layer.evicted", revision=id, bytes=self._remove(id, images[id]))
+
+    def _least_used(self, kept: dict[str, Kept], used: dict[str, os.stat_result]) -> str | None:
+        """Of those that are in the store, that nothing else here stands on, and that nobody has in use."""
+        needed = {one.parent for one in kept.values()} | set(self._pins)
+        idle = [id for id, one in kept.items() if one.revision.stored and id not in needed]
+        return min(idle, key=lambda id: used[id].st_mtime_ns, default=None)
+
+    def _remove(self, id: str, image: Path) -> int:
+        """What is left of a layer that is written down no more; its bytes."""
         size = image.stat().st_blocks * 512
-        self._meta(id).unlink(missing_ok=True)
         unmount(self._directory / id)
         image.unlink(missing_ok=True)
         (self._directory / id).rmdir() if (self._directory / id).exists() else None

@@ -19,7 +19,7 @@ from pathlib import Path
 from roost import linux
 from roost.errors import Conflict
 from roost.node.cgroup import Cgroup, Hierarchies
-from roost.node.disk import Disk, Disks, remove_disk, unmount
+from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
 from roost.node.network import Link, Network
 from roost.node.protocol import Limits
@@ -261,7 +261,7 @@ def mount_root(lowers: Sequence[Path], disk: Disk, site: Site, pid: int) -> None
             opened.callback(os.close, clone)
             linux.mount_setattr(clone, userns_fd=user_namespace)
             mapped.append(f"/proc/self/fd/{clone}")
-        options = f"lowerdir={':'.join(mapped)},upperdir={disk.upper},workdir={disk.work},xino=on"
+        options = f"lowerdir={':'.join(mapped)},upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
         linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
 
 

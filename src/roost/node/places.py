@@ -5,22 +5,25 @@ machine, which no program is ever run from.
 """
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from roost import linux
 from roost.errors import Conflict
-from roost.node.disk import Disk, Disks, unmount
+from roost.node.disk import OVERLAY, Disk, Disks, unmount
 from roost.node.layers import Layers
 from roost.node.protocol import Revision, SaveRequest
 from roost.node.sandboxes import Sandboxes
 from roost.node.saver import Saver
+from roost.node.threads import Threads
 from roost.node.tree import Tree, process_root
 
 SEALED = linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
 EDIT_GIB = 64
+EDITING = 64  # at once; each has a thread that waits for its caller's bytes
 
 
 class NodePlaces:
@@ -31,10 +34,15 @@ class NodePlaces:
         self._layers = layers
         self._saver = saver
         self._disks = disks
+        self._editing = Threads(EDITING, "edits")
         directory.mkdir(mode=0o700, exist_ok=True)
-        self.close()
+        self._unmount()
 
     def close(self) -> None:
+        self._editing.close()
+        self._unmount()
+
+    def _unmount(self) -> None:
         """Whatever is still mounted, also by a node that was killed."""
         for left in self._directory.iterdir():
             unmount(left)
@@ -46,11 +54,14 @@ class NodePlaces:
         first_id = member.site.first_id
         return Tree(process_root(member.pid, first_id), first_id)
 
+    def owner(self, id: str) -> int:
+        return self._sandboxes.account_of(id)
+
     @asynccontextmanager
     async def stored(self, revision: str, account: int) -> AsyncGenerator[Tree]:
         stack = await self._layers.stack(account, revision)
         try:
-            async with self._mounted(overlay_options(stack.lowers), linux.MS_RDONLY) as point:
+            async with self._mounted(stack.lowers) as point:
                 with Tree(point, 0) as tree:
                     yield tree
         finally:
@@ -67,9 +78,9 @@ class NodePlaces:
         name = f"edit-{save.revision}"
         disk = await self._disks.make(name, self._directory / name, EDIT_GIB, owner=0)
         try:
-            async with self._mounted(overlay_options(stack.lowers, disk), 0) as point:
+            async with self._mounted(stack.lowers, disk) as point:
                 with Tree(point, 0) as tree:
-                    await asyncio.to_thread(change, tree)
+                    await self._editing.run(lambda: change(tree))
             return await self._saver.keep_edit(save, disk, stack.revision)
         finally:
             stack.release()
@@ -77,10 +88,10 @@ class NodePlaces:
             disk.mountpoint.rmdir()
 
     @asynccontextmanager
-    async def _mounted(self, options: str, flags: int) -> AsyncGenerator[Path]:
+    async def _mounted(self, lowers: Sequence[Path], disk: Disk | None = None) -> AsyncGenerator[Path]:
         point = self._directory / secrets.token_hex(8)
         point.mkdir()
-        await asyncio.to_thread(linux.mount, "overlay", point, "overlay", flags | SEALED, options)
+        await asyncio.to_thread(mount_overlay, point, lowers, disk)
         try:
             yield point
         finally:
@@ -89,6 +100,15 @@ class NodePlaces:
                 point.rmdir()
 
 
-def overlay_options(lowers: Sequence[Path], disk: Disk | None = None) -> str:
-    below = f"lowerdir={':'.join(map(str, lowers))}"
-    return f"{below},upperdir={disk.upper},workdir={disk.work},xino=on" if disk else below
+def mount_overlay(point: Path, lowers: Sequence[Path], disk: Disk | None = None) -> None:
+    """Read-only without a disk. Layers are named by descriptors: the options of a deep stack have to fit in a page."""
+    with ExitStack() as opened:
+        named: list[str] = []
+        for lower in lowers:
+            descriptor = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, descriptor)
+            named.append(f"/proc/self/fd/{descriptor}")
+        options = f"lowerdir={':'.join(named)}"
+        if disk:
+            options += f",upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
+        linux.mount("overlay", point, "overlay", SEALED | (0 if disk else linux.MS_RDONLY), options)

@@ -50,7 +50,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._refill: asyncio.Task[None] | None = None
         self._parallel = os.cpu_count() or 1
-        self._closing = False
+        self._closing = asyncio.Event()
 
     def open(self) -> None:
         self._refill = asyncio.create_task(self._keep_filled())
@@ -112,7 +112,7 @@ class Pool:
 
     async def close(self) -> None:
         """Destroys the idle members; those that were taken are their takers'. Who waits is told."""
-        self._closing = True
+        self._closing.set()
         self._tell_waiting("this node is being stopped")
         if self._refill:
             self._refill.cancel()
@@ -134,7 +134,7 @@ class Pool:
         return self._min if recent <= self._min else recent
 
     def _wanted(self) -> bool:
-        if self._closing or self._creating >= self._parallel or not self._numbers:
+        if self._closing.is_set() or self._creating >= self._parallel or not self._numbers:
             return False
         ready = len(self._idle) + self._creating
         if self._waiting:
@@ -203,7 +203,7 @@ class Pool:
         self._changed.set()
 
     def _lost_idle(self, member: Member) -> None:
-        if member in self._idle and not self._closing:
+        if member in self._idle and not self._closing.is_set():
             log.warning("member.lost", number=member.number, why=member.guest.lost.result())
             self._idle.remove(member)
             self._retire(member)
@@ -215,9 +215,16 @@ class Pool:
         self._failures += 1
         if self._failures >= FAILURES:
             self._tell_waiting(f"this node cannot make sandboxes now: {error}")
-        if not self._closing:
-            await asyncio.sleep(min(5.0, 0.05 * 2**self._failures))
+        await self._pause(min(5.0, 0.05 * 2**self._failures))
         self._changed.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Ends at once when the pool is closed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
 
     def _tell_waiting(self, why: str) -> None:
         while self._waiting:
@@ -233,9 +240,9 @@ class Pool:
                 await (member.destroy() if member else members.destroy(self._ground, number))
             except (RuntimeFailed, OSError, TimeoutError) as error:
                 log.error("member.undestroyed", number=number, error=str(error))
-                if self._closing:
+                if self._closing.is_set():
                     return
-                await asyncio.sleep(pause)
+                await self._pause(pause)
                 pause = min(10.0, 2 * pause)
             else:
                 heapq.heappush(self._numbers, number)

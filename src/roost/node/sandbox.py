@@ -456,6 +456,10 @@ class Sandbox:
             self._stop.set_result((request, cause))
         await self.ended.wait()
 
+    def hold(self, lower: Lower | None) -> None:
+        """What its disk stands on, until `release`."""
+        self._lower = lower
+
     def release(self) -> None:
         """What it holds but its member: the layers and the image that it stands on."""
         if self._lower:

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from roost.clock import now_ns
-from roost.errors import Conflict, Invalid, NotFound
+from roost.errors import Conflict, Damaged, Invalid, NotFound, RoostError
 from roost.node import log as logs
 from roost.node import member as members
 from roost.node.capacity import disk_is_full
@@ -298,6 +298,7 @@ class Sandboxes:
 
     async def _conclude(self, sandbox: Sandbox, number: int) -> None:
         """Its processes are gone, its disk is here: what it wrote is saved before its end is told."""
+        sandbox.hold(await self._hold_again(sandbox.record))
         site = self._ground.site(number)
         await members.end(self._ground, site)
         disk = Disk(self._disks / f"{site.container_id}.img", site.disk, sandbox.limits.disk_gb)
@@ -310,7 +311,8 @@ class Sandboxes:
             if record.start_from is not None:
                 return await self._layers.stack(record.account, record.start_from)
             return ImageLower(self._images.hold_content(record.image_content))
-        except NotFound:
+        except RoostError as error:
+            log.warning("sandbox.unheld", id=record.state.id, error=str(error))
             return None
 
     def _discard(self, record: Record) -> None:
@@ -369,6 +371,12 @@ class Sandboxes:
         assert sandbox.member
         return sandbox.member
 
+    def account_of(self, id: str) -> int:
+        """Raises NotFound, Conflict for one that has ended."""
+        if id in self._over:
+            raise Conflict(f"sandbox {id} is not running")
+        return self._known(id).record.account
+
     # revisions
 
     async def collect(self, request: Collect, depot: Depot) -> Collected:
@@ -377,7 +385,11 @@ class Sandboxes:
         listed = {id for ids in request.live.values() for id in ids} | spared
         removed, freed = await asyncio.to_thread(self._layers.collect, listed)
         for account, ids in request.live.items():
-            freed += await depot.collect(account, [*ids, *spared])
+            heads = [id for id in ids if not self._layers.has(id) or self._layers.find(id).stored]
+            try:
+                freed += await depot.collect(account, heads, sorted(spared))
+            except Damaged as error:  # nothing of this account goes; the others' does
+                log.error("collection.refused", account=account, error=str(error))
         return Collected(bytes_freed=freed, revisions_removed=removed)
 
     def pinned(self) -> set[str]:

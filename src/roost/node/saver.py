@@ -1,20 +1,23 @@
 """How a sandbox's files become revisions, and what they start from: layers here, the object store behind them.
 
 A revision that is to be uploaded is made a layer first and uploaded then, so that a store that is away delays nothing
-but the upload: the layer says `stored: false`, and the next save that builds on it sends it.
+but the upload: the layer says `stored: false` and is owed, and `Arrears` (arrears.py) sends it when the store is back.
 """
 
 import asyncio
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
+import msgspec
 import structlog
 
 from roost.clock import now_ns
-from roost.errors import Conflict, RoostError
-from roost.node.depot import Depot, Source
+from roost.errors import Conflict, NotFound, RoostError
+from roost.node.depot import Depot, Frozen, Saved, Source, Used
 from roost.node.disk import Disk
 from roost.node.freezer import Freezer
 from roost.node.layers import Layers
@@ -34,6 +37,8 @@ class Saver:
         self._depot = depot
         self._uploads = uploads
         self._memories = memories
+        self._settling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.behind: Callable[[], None] = _nobody_cares  # called when the store owes us one more; set by the daemon
         self.release_files: Callable[[str], Awaitable[None]] = _nobody_looks  # set by the daemon
         memories.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -67,28 +72,49 @@ class Saver:
         """
         if not request.upload:
             raise Conflict("this workspace is kept on its node and saved when its job ends; persistent ones are synced")
-        live = Source(member.disk.upper, member.site.first_id, live=True, memory=self._memory(record))
-        base, below = await self._below(record.start_from)
-        saved = await self._depot.save(
-            request.account,
-            request.revision,
-            base,
-            last or record.start_from,
-            [*below, live],
-            record.image_content,
-            record.state.id,
-            freeze=freezer.hold,
-            thaw=freezer.release,
-        )
-        return Revision(
+        made = Revision(
             id=request.revision,
             parent=last or record.start_from,
             image=record.image_content,
             created_ns=now_ns(),
-            size=saved.size,
+            size=self._size(record.start_from),
             stored=True,
-            stored_bytes=saved.stored_bytes,
+            stored_bytes=0,
         )
+        live = Source(member.disk.upper, member.site.first_id, live=True, memory=self._memory(record))
+        used = Used(made.size, await self._layers.below(record.start_from))
+        frozen = (freezer.hold, freezer.release)
+        saved = await self._send(request.account, made, record.state.id, record.start_from, live, used, frozen)
+        return msgspec.structs.replace(made, created_ns=now_ns(), size=saved.size, stored_bytes=saved.stored_bytes)
+
+    async def _send(
+        self,
+        account: int,
+        revision: Revision,
+        job: str,
+        at: str | None,
+        top: Source,
+        used: Used,
+        frozen: tuple[Frozen, Callable[[], None]] | None = None,
+    ) -> Saved:
+        """`top` over the layer `at`. A base that nobody listed has gone from the store: it is sent again."""
+        freeze, thaw = frozen or (None, None)
+        while True:
+            base, below = await self._below(at)
+            layers = [*below, top]
+            try:
+                return await self._depot.save(
+                    *(account, revision.id, base, revision.parent, layers, revision.image, job, used), freeze, thaw
+                )
+            except NotFound:
+                if base is None or not self._layers.has(base):
+                    raise
+                log.warning("revision.gone_from_store", revision=base)
+                self._layers.gone_from_store(account, base)
+                self.behind()
+
+    def _size(self, id: str | None) -> int:
+        return self._layers.find(id).size if id and self._layers.has(id) else 0
 
     async def _below(self, at: str | None) -> tuple[str | None, list[Source]]:
         """What a new layer stands on: the newest revision in the store, and layers above it that are not there yet."""
@@ -115,39 +141,55 @@ class Saver:
     async def _keep(
         self, request: SaveRequest, disk: Disk, first_id: int, parent: str | None, below: str | None, image: str
     ) -> Revision:
-        if not self._layers.has(request.revision):
-            size = await asyncio.to_thread(self._layers.freeze, disk, first_id)
+        id = request.revision
+        if not self._layers.has(id):
+            added = await asyncio.to_thread(self._layers.freeze, disk, first_id, await self._layers.below(below))
             revision = Revision(
-                id=request.revision,
+                id=id,
                 parent=parent,
                 image=image,
                 created_ns=now_ns(),
-                size=size,
+                size=max(0, self._size(below) + added),
                 stored=False,
                 stored_bytes=0,
             )
-            await asyncio.to_thread(self._layers.keep, disk, revision, below)
-        if request.upload:
-            await self.upload(request)
-        await self._layers.flatten_if_deep(request.account, request.revision)
+            owed = request.account if request.upload else None
+            await asyncio.to_thread(self._layers.keep, disk, revision, below, owed)
+        if request.upload and await self.upload(request.account, id):
+            self.behind()
+        await self._flatten(request.account, id)
+        made = self._layers.find(id)
         await asyncio.to_thread(self._layers.make_room)
-        return self._layers.find(request.revision)
+        return made
 
-    async def upload(self, request: SaveRequest) -> None:
-        """A failure is logged, and the layer stays `stored: false`: it is kept here, and sent with the next save."""
-        kept = self._layers.find(request.revision)
-        if kept.stored:
-            return
+    async def _flatten(self, account: int, id: str) -> None:
         try:
-            path, at = await self._layers.path(kept.id)
-            base, below = await self._below(at)
-            top = Source(path, 0)
-            saved = await self._depot.save(
-                request.account, kept.id, base, kept.parent, [*below, top], kept.image, request.revision
-            )
-            self._layers.stored(kept.id, saved.size, saved.stored_bytes)
-        except RoostError as error:
-            log.error("revision.unstored", revision=kept.id, error=str(error))
+            async with self._alone(id):
+                await self._layers.flatten_if_deep(account, id)
+        except (RoostError, OSError) as error:  # a later save does it
+            log.error("revision.unflattened", revision=id, error=str(error))
+
+    async def upload(self, account: int, id: str) -> RoostError | OSError | None:
+        """What hindered it; it is logged, and the layer is kept here and stays owed."""
+        try:
+            async with self._alone(id):
+                kept = self._layers.find(id)
+                if not kept.stored:
+                    with self._layers.pinned(id):
+                        path, at = await self._layers.path(id)
+                        saved = await self._send(account, kept, id, at, Source(path, 0), Used(kept.size))
+                        self._layers.stored(id, saved)
+        except (RoostError, OSError) as error:
+            log.error("revision.unstored", revision=id, error=str(error))
+            return error
+        return None
+
+    @asynccontextmanager
+    async def _alone(self, id: str) -> AsyncGenerator[None]:
+        """One change to where a layer is at a time."""
+        lock = self._settling.setdefault(id, asyncio.Lock())
+        async with lock:
+            yield
 
     def _memory(self, record: Record) -> Path:
         """What the last look at this sandbox's disk found."""
@@ -155,6 +197,10 @@ class Saver:
 
     def forget(self, id: str) -> None:
         (self._memories / f"{id}.look").unlink(missing_ok=True)
+
+
+def _nobody_cares() -> None:
+    pass
 
 
 async def _nobody_looks(id: str) -> None:

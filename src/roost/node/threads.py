@@ -9,7 +9,11 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Self, TypeVar
+from weakref import WeakValueDictionary
+
+from roost.errors import NoCapacity
 
 T = TypeVar("T")
 PATIENCE = 60.0  # seconds that a thread waits for the next bytes of a request
@@ -50,6 +54,31 @@ class Threads:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Turns:
+    """So many at once of each account, so that none of them can hold all threads."""
+
+    def __init__(self, each: int, patience: float = PATIENCE) -> None:
+        self._each = each
+        self._patience = patience
+        self._accounts: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def of(self, account: int) -> AsyncGenerator[None]:
+        """Raises NoCapacity when none of the account's comes free in time."""
+        places = self._accounts.setdefault(account, asyncio.Semaphore(self._each))
+        try:
+            async with asyncio.timeout(self._patience):
+                await places.acquire()
+        except TimeoutError:
+            raise NoCapacity(
+                f"{self._each} changes of this account's files are under way; try again when one has ended"
+            ) from None
+        try:
+            yield
+        finally:
+            places.release()
 
 
 class Incoming:

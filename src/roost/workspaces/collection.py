@@ -17,6 +17,7 @@ from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import accounts, jobs, revisions, workspaces
 from roost.errors import RoostError
+from roost.workspaces import revisions as revisions_of
 from roost.workspaces import uploads
 from roost.workspaces.revisions import Unrecorded
 from roost.workspaces.workspace import UNFINISHED, based, written
@@ -102,6 +103,7 @@ class Collection:
         unlisted = await self._unlist()
         if not self._link.is_up:
             return
+        await revisions_of.follow(self._database, self._node)
         expired = await uploads.expire(self._database, self._node)
         before_ns = now_ns() - GRACE
         collected = await self._node.collect(await self.live(), before_ns)

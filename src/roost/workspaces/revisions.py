@@ -5,8 +5,9 @@ saved itself; the save of its end goes with its result in one transaction (`jobs
 restore needs the head it has seen, and no writer.
 """
 
+import asyncio
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, cast
@@ -19,16 +20,19 @@ from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import jobs, revisions, workspaces
-from roost.errors import Conflict, Invalid, NotFound
+from roost.errors import Conflict, Invalid, NodeUnavailable, NotFound
 from roost.node import protocol
 from roost.workspaces import workspace
 from roost.workspaces.workspace import Workspace, named, written
 
 if TYPE_CHECKING:
     from roost.jobs.job import Job
+    from roost.node.client import NodeClient
 
 
 GIB = 1024**3
+PATIENCE = 2.0  # seconds that a listing waits for the node's news
+MOST = 1000  # rows that one round of `follow` asks the node about
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,11 +130,38 @@ async def require_room(database: Database, account_id: int, name: str, disk_gb: 
         )
 
 
-async def refresh(database: Database, listed: Revision, known: protocol.Revision) -> None:
-    """An upload that the object store could not take at first is made up for by the node later."""
-    if (listed.stored, listed.size, listed.stored_bytes) != (known.stored, known.size, known.stored_bytes):
-        row = update(revisions).where(revisions.c.id == listed.id)
-        await database.write(row.values(stored=known.stored, size=known.size, stored_bytes=known.stored_bytes))
+async def refresh(database: Database, listed: Revision, known: protocol.Revision) -> Revision:
+    """What is true now: an upload that the object store could not take at first is made up for by the node later."""
+    told = {"stored": known.stored, "size": known.size, "stored_bytes": known.stored_bytes}
+    true = msgspec.structs.replace(listed, **told)
+    if true != listed:
+        await database.write(update(revisions).where(revisions.c.id == listed.id).values(**told))
+    return true
+
+
+async def followed(database: Database, node: "NodeClient", of: Workspace, listed: list[Revision]) -> list[Revision]:
+    """The same, with those of a persistent workspace that were not in the object store as the node has them now."""
+    if not of.persistent:
+        return listed
+    true = {one.id: one for one in listed}
+    with suppress(NodeUnavailable, TimeoutError):  # then they are told as they were
+        async with asyncio.timeout(PATIENCE):
+            for one in listed:
+                if not one.stored:
+                    with suppress(NotFound):
+                        true[one.id] = await refresh(database, one, await node.revision(one.id, of.account_id))
+    return [true[one.id] for one in listed]
+
+
+async def follow(database: Database, node: "NodeClient") -> None:
+    """The same for all, so that rows nobody looks at are right too. Raises NodeUnavailable."""
+    in_store = and_(workspaces.c.id == revisions.c.workspace_id, workspaces.c.persistent)
+    query = select(*_COLUMNS, workspaces.c.account_id).where(in_store, revisions.c.stored.is_(False)).limit(MOST)
+    for row in await database.read(query):
+        values = dict(cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
+        account_id = values.pop("account_id")
+        with suppress(NotFound):
+            await refresh(database, Revision(**values), await node.revision(row.id, account_id))
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Stores to test against: a directory, and a real S3 gateway where Ceph is installed."""
+"""Stores to test against: a directory, a real S3 gateway where Ceph is installed, and Azurite where npm reaches it."""
 
 import secrets
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from roost.node.sync import Options, Store, Vault, open_store
-from tests.node.sync import radosgw
+from tests.node.sync import azurite, radosgw
 from tests.node.sync.bucket import create_bucket
 
 
@@ -34,10 +34,23 @@ def bucket(endpoint: str) -> str:
     return name
 
 
-@pytest.fixture(params=["directory", "S3"])
+@pytest.fixture(scope="session")
+def blob_service() -> Iterator[str]:
+    try:
+        with azurite.service() as endpoint:
+            yield endpoint
+    except azurite.Missing as why:
+        pytest.skip(f"needs Azurite: {why}")
+
+
+@pytest.fixture(params=["directory", "S3", "Azure"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "directory":
         return open_store(f"file://{tmp_path}/store")
+    if request.param == "Azure":
+        endpoint, container = request.getfixturevalue("blob_service"), f"test-{secrets.token_hex(6)}"
+        azurite.create_container(endpoint, container)
+        return open_store(f"az://{container}/prefix", azurite.options(endpoint))
     name = request.getfixturevalue("bucket")
     return open_store(f"s3://{name}/prefix", s3_options(request.getfixturevalue("endpoint")))
 

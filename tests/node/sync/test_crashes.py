@@ -137,6 +137,13 @@ def test_nothing_is_removed_while_a_live_revision_is_not_whole(tmp_path: Path) -
         collect(vault, [live.id], 0)
 
 
+def test_what_is_only_spared_may_be_missing(tmp_path: Path) -> None:
+    vault, live = shrunk(tmp_path)
+    found = collect(vault, [], 0, spared=[live.id, "0123missing"])
+    assert (found.revisions, found.live_revisions) == (1, 1)
+    assert vault.names("revision") == [live.id]
+
+
 def test_a_save_that_builds_on_what_is_condemned_meanwhile_is_told_to_try_again(tmp_path: Path) -> None:
     from roost.errors import Conflict
     from roost.node.sync import Saving

@@ -21,6 +21,7 @@ from roost.node.sync.restore import restore
 from roost.node.sync.save import Layer, Saving
 from roost.node.sync.store import Options, open_store
 from roost.node.sync.vault import Vault
+from roost.node.usage import grown
 
 EVERY = 1.0  # seconds between lines of progress
 MAX_REQUEST = 4 * 1024 * 1024
@@ -43,6 +44,13 @@ class LayerPath(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: str | None = None
 
 
+class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes on a disk, and the layers on this machine, the newest first, over which the last layer is added to them."""
+
+    bytes: int
+    over: list[str] | None = None  # None: they count the last layer already
+
+
 class SaveRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=True):
     layers: list[LayerPath]
     image: str
@@ -50,6 +58,7 @@ class SaveRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=True):
     id: str | None = None
     base: str | None = None
     parent: str | None = None
+    used: Used | None = None
 
 
 class RestoreRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,6 +69,7 @@ class RestoreRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class CollectRequest(Where, frozen=True, forbid_unknown_fields=True, kw_only=True):
     heads: list[str]
+    spared: list[str] = []
     grace: float = 24 * 3600.0
 
 
@@ -112,10 +122,18 @@ def run_save(request: SaveRequest) -> object:
                 raise Invalid("the save was given up: `frozen` did not come")
             saving.second_pass()
             say({"event": "second_pass", "seconds": saving.frozen_seconds})
+        saving.used = _used(request)
         made = saving.commit()
     remarks = [remark for counts in saving.counts for remark in counts.remarks]
     read = sum(counts.read for counts in saving.counts)
     return {"revision": made, "remarks": remarks, "read": read, "frozen_seconds": saving.frozen_seconds}
+
+
+def _used(request: SaveRequest) -> int | None:
+    used = request.used
+    if used is None or used.over is None:
+        return used.bytes if used else None
+    return max(0, used.bytes + grown(Path(request.layers[-1].path), [Path(one) for one in used.over]))
 
 
 def run_restore(request: RestoreRequest) -> object:
@@ -127,7 +145,8 @@ def run_restore(request: RestoreRequest) -> object:
 
 def run_collect(request: CollectRequest) -> object:
     vault = vault_of(request)
-    return collect(vault, request.heads, request.grace, cache=_path(request.cache), told=Told())
+    told = Told()
+    return collect(vault, request.heads, request.grace, spared=request.spared, cache=_path(request.cache), told=told)
 
 
 def run_check(request: CheckRequest) -> object:

@@ -60,12 +60,14 @@ def collect(
     live_heads: Iterable[str],
     grace: float = 24 * 3600.0,
     *,
+    spared: Iterable[str] = (),
     cache: Path | None = None,
     told: Told = nobody_told,
 ) -> Collected:
     """Keep these revisions and what they need; all heads, kept revisions and bases in use must be among them.
 
-    `grace` in seconds, longer than any save takes. Damaged, and nothing is removed, if a live revision is not whole.
+    `spared` are kept too, if they are there. `grace` in seconds, longer than any save takes. Damaged, and nothing is
+    removed, if a live revision is not whole.
     """
     if grace < 0:
         raise Invalid("grace is a number of seconds, 0 or more")
@@ -73,7 +75,7 @@ def collect(
     chunks = Chunks(vault, index)
     try:
         index.refresh()
-        return _Collection(vault, index, chunks, told).run(set(live_heads), grace)
+        return _Collection(vault, index, chunks, told).run(set(live_heads), set(spared), grace)
     finally:
         chunks.close()
         index.close()
@@ -89,10 +91,10 @@ class _Collection:
         self._database.executescript(_SCHEMA)
         self._found = Collected()
 
-    def run(self, heads: set[str], grace: float) -> Collected:
+    def run(self, heads: set[str], spared: set[str], grace: float) -> Collected:
         before = self._store_time() - grace
         self._list_packs()
-        dead = self._mark_revisions(heads, before)
+        dead = self._mark_revisions(heads, spared, before)
         for name in dead:
             self._vault.delete(REVISION, name)
         self._found.revisions = len(dead)
@@ -116,13 +118,13 @@ class _Collection:
         rows = ((name, found.size, found.modified) for name, found in self._vault.listed(PACK))
         self._database.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?, ?)", rows)
 
-    def _mark_revisions(self, heads: set[str], before: float) -> list[str]:
+    def _mark_revisions(self, heads: set[str], spared: set[str], before: float) -> list[str]:
         """Find everything that live revisions need; returns the ids of those that are not live."""
         found = {name: one.modified for name, one in self._vault.listed(REVISION)}
         missing = heads - found.keys()
         if missing:
             raise Damaged(f"revision {min(missing)} should be kept but is not in the object store; nothing was removed")
-        live = [name for name, modified in found.items() if name in heads or modified > before]
+        live = [name for name, modified in found.items() if name in heads | spared or modified > before]
         self._index.refresh()  # a revision just found may need packs that were indexed after the first look
         for name in live:
             self._told("revision", 1)

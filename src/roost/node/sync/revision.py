@@ -17,6 +17,8 @@ Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 class Revision(msgspec.Struct, frozen=True):
     """time: ns since the epoch. image: its content id. size: bytes of all files. stored: bytes that this save added.
 
+    used: bytes that the files take on a disk, as `du` counts them; None: whoever saved it did not say.
+
     manifest: records of the chunks that list the manifest's pages (see `manifest`).
     """
 
@@ -29,6 +31,7 @@ class Revision(msgspec.Struct, frozen=True):
     entries: int
     stored: int
     manifest: bytes
+    used: int | None = None
 
 
 def new_id() -> str:

@@ -89,6 +89,7 @@ class Saving:
         self._scans: list[Scan] = []
         self._relied_on = {base.id} if base else set[str]()
         self.id = id or revision.new_id()
+        self.used: int | None = None  # set it before `commit`; see Revision
         self.counts: list[Counts] = []
         self.frozen_seconds = 0.0
 
@@ -164,6 +165,7 @@ class Saving:
             entries=writer.entries,
             stored=self._packer.stored,
             manifest=manifest,
+            used=self.used,
         )
         self._told(REVISION, 1)
         revision.write(self._vault, made)

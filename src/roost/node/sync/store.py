@@ -85,8 +85,11 @@ def open_store(url: str, options: Options | None = None) -> "Store":
         path = Path(parts.path)
         if not path.is_absolute():
             raise Invalid(f"object store {url!r}: write an absolute directory, file:///DIR")
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Store(LocalStore(path), options, local=path)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreUnavailable(f"the object store's directory {path} cannot be used: {error.strerror}") from error
+        return Store(LocalStore(path), options, local=path, continues=False)
     if parts.scheme not in ("s3", "gs", "az") or not parts.netloc:
         raise Invalid(f"object store {url!r}: write file:///DIR, s3://BUCKET/PREFIX, gs://… or az://…")
     client: Any = {
@@ -95,20 +98,24 @@ def open_store(url: str, options: Options | None = None) -> "Store":
         "allow_http": (options.endpoint or "").startswith("http://"),
     }
     config: Any = s3_config(options) if parts.scheme == "s3" else dict(options.config)
+    if parts.scheme == "az" and options.endpoint:
+        config["endpoint"] = options.endpoint
     try:
         remote = from_url(url, config=config, client_options=client, retry_config={"max_retries": 0})
     except (failure.BaseError, ValueError, TypeError) as error:
         raise Invalid(f"object store {url!r} cannot be used as configured: {_first_line(error)}") from error
-    return Store(remote, options, local=None)
+    return Store(remote, options, local=None, continues=parts.scheme != "az")
 
 
 class Store:
     """Safe to use from several threads. Names are `/`-separated and never begin with one."""
 
-    def __init__(self, remote: Any, options: Options, local: Path | None) -> None:
+    def __init__(self, remote: Any, options: Options, local: Path | None, continues: bool) -> None:
+        """`continues`: a listing can go on from a name, so that one that broke off need not begin anew."""
         self._remote = remote
         self._options = options
         self._local = local
+        self._continues = continues
         self.retried = 0
 
     def create(self, name: str, data: bytes) -> None:
@@ -167,14 +174,14 @@ class Store:
         while True:
             page = self._attempt(f"list {prefix}", partial(self._page, prefix, last))
             yield from page
-            if self._local is not None or len(page) < PAGE:
+            if not self._continues or len(page) < PAGE:
                 return
             last = page[-1].name
 
     def _page(self, prefix: str, after: str | None) -> "list[Listed]":
         found: Iterable[Any] = _list(self._remote, prefix, offset=after, chunk_size=PAGE)
-        # A directory is listed unsorted, so it cannot be continued from a name.
-        batches = found if self._local is not None else islice(found, 1)
+        # A directory is listed unsorted, and not every version of Azure's service heeds the name to go on from.
+        batches = islice(found, 1) if self._continues else found
         return sorted((_listed(meta) for batch in batches for meta in batch), key=lambda one: one.name)
 
     def delete(self, name: str) -> None:
