@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -15,13 +15,15 @@ from structlog.typing import FilteringBoundLogger
 from roost.gateways.http import pages
 from roost.gateways.http.connection import Connection
 from roost.gateways.http.exchange import Exchange
-from roost.gateways.http.h2 import Http2Connection
 from roost.gateways.http.pool import Pool
 from roost.gateways.http.quotas import Quotas
 from roost.gateways.http.request import Origin
 from roost.gateways.http.routing import Dialer, Routes
 from roost.gateways.tls.challenges import Challenges
 from roost.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from roost.gateways.http.h2 import Http2Connection
 
 MOST_CONNECTIONS = 20_000
 RESERVED_FILES = 1000  # of what this process may have open, for the API, the database and the node
@@ -75,6 +77,8 @@ class Gateway:
         room = not self.stopping and self._has_room()
         origin = self.origin(scheme, peer)
         if agreed == "h2":
+            from roost.gateways.http.h2 import Http2Connection  # 3 MB that plain HTTP does without
+
             return Http2Connection(self, origin, room)
         return Connection(self, origin) if room else Full()
 
