@@ -52,6 +52,8 @@ class Sandbox:
     wakes = 0
     started_ns = 0
     awake = True
+    uses = 0
+    used = 0.0
 
     @property
     def job(self) -> "Sandbox":
@@ -63,6 +65,13 @@ class Sandbox:
 
     def use(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def begin_use(self) -> None:
+        self.uses += 1
+
+    def end_use(self) -> None:
+        self.uses -= 1
+        self.used = time.monotonic()
 
 
 SANDBOX = Sandbox()

@@ -30,6 +30,8 @@ class Sandbox:
     wakes: int = 0
     started_ns: int | None = field(default_factory=time.time_ns)
     awake: bool = True
+    uses: int = 0
+    used: float = 0.0
 
     @property
     def job(self) -> "Sandbox":
@@ -42,6 +44,13 @@ class Sandbox:
     @contextlib.contextmanager
     def use(self) -> Generator[None]:
         yield
+
+    def begin_use(self) -> None:
+        self.uses += 1
+
+    def end_use(self) -> None:
+        self.uses -= 1
+        self.used = time.monotonic()
 
 
 @dataclass

@@ -45,11 +45,17 @@ class Sandbox:
 
     @contextlib.contextmanager
     def use(self) -> Generator[None]:
-        self.users += 1
+        self.begin_use()
         try:
             yield
         finally:
-            self.users -= 1
+            self.end_use()
+
+    def begin_use(self) -> None:
+        self.users += 1
+
+    def end_use(self) -> None:
+        self.users -= 1
 
 
 @dataclass

@@ -91,12 +91,19 @@ class Run:
     @contextlib.contextmanager
     def use(self) -> Generator[None]:
         """Counts as activity while it is open: the sandbox does not fall asleep by itself."""
-        self.uses += 1
+        self.begin_use()
         try:
             yield
         finally:
-            self.uses -= 1
-            self.used = time.monotonic()
+            self.end_use()
+
+    def begin_use(self) -> None:
+        """The same, for those who count each microsecond; `end_use` must follow."""
+        self.uses += 1
+
+    def end_use(self) -> None:
+        self.uses -= 1
+        self.used = time.monotonic()
 
     @property
     def awake(self) -> bool:

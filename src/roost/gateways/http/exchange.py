@@ -21,7 +21,6 @@ wire, checked; `STREAM`: `data` is content without any framing, its end told by 
 import asyncio
 import time
 from collections.abc import Coroutine
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,7 +93,6 @@ class Exchange:
         "_task",
         "_tries",
         "_upstream",
-        "_use",
         "deadline",
         "relayed",
         "takes_chunks",
@@ -111,7 +109,6 @@ class Exchange:
         self._route: Route | None = None
         self._entered: Route | None = None  # by which it is counted
         self._run: Run | None = None
-        self._use: AbstractContextManager[None] | None = None
         self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None  # on the way to an upstream
         self._kept: list[bytes] = []  # of the body: what waits for an upstream, or may be sent again
@@ -273,8 +270,7 @@ class Exchange:
 
     def _enter(self, run: Run) -> None:
         self._run = run
-        self._use = run.use()
-        self._use.__enter__()
+        run.begin_use()
 
     def _send(self, upstream: Upstream) -> None:
         request, passed = self._request, self._passed
@@ -412,9 +408,9 @@ class Exchange:
             self._leave()
 
     def _exit_run(self) -> None:
-        use, self._use, self._run = self._use, None, None
-        if use is not None:
-            use.__exit__(None, None, None)
+        run, self._run = self._run, None
+        if run is not None:
+            run.end_use()
 
     def _leave(self) -> None:
         self._over = True

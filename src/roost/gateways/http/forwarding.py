@@ -12,7 +12,17 @@ from roost.gateways.http.routing import Headers, Passed
 
 
 def request_head(request: Request, passed: Passed) -> bytes:
-    """Names are in lower case, as in HTTP/2."""
+    """Names are in lower case, as in HTTP/2. That of a request which comes again, and passes as it is, is kept."""
+    unchanged = passed.headers is request.headers and passed.target is request.target
+    if unchanged and request.relayed:
+        return request.relayed
+    head = _request_head(request, passed)
+    if unchanged:
+        request.relayed = head
+    return head
+
+
+def _request_head(request: Request, passed: Passed) -> bytes:
     target = passed.target
     host = b"localhost" if _is_devtools(target) else request.authority
     lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, host)]

@@ -67,6 +67,7 @@ class Request:
     keep: bool = True  # the connection outlives this exchange
     upgrade: bytes | None = None  # the protocol that the client wants instead
     forwarded: dict[bytes, bytes] | None = None  # what it says of where it comes from
+    relayed: bytes = b""  # its head as it goes upstream, once that was made; see `forwarding.request_head`
 
     @property
     def secure(self) -> bool:

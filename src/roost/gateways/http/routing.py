@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from roost.gateways.http.request import Request
@@ -49,6 +49,12 @@ class Run(Protocol):
         """Counts as activity while it is open."""
         ...
 
+    def begin_use(self) -> None:
+        """The same in two calls."""
+        ...
+
+    def end_use(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Denial:
@@ -62,8 +68,7 @@ class Denial:
     headers: Headers = ()
 
 
-@dataclass(frozen=True)
-class Passed:
+class Passed(NamedTuple):
     """The request as the sandbox may see it: without what was between the client and us."""
 
     target: bytes
