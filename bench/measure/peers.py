@@ -189,10 +189,18 @@ class _Running:
 
 
 def _start(path: str, argv: list[str]) -> _Running:
+    """All its streams are pipes: crun gives them to the container's root, and ours may be the machine's /dev/null."""
     reading, writing = os.pipe()
-    actions: list[Any] = [(os.POSIX_SPAWN_DUP2, writing, 1)]
+    nothing, closed = os.pipe()
+    os.close(closed)
+    actions: list[Any] = [
+        (os.POSIX_SPAWN_DUP2, nothing, 0),
+        (os.POSIX_SPAWN_DUP2, writing, 1),
+        (os.POSIX_SPAWN_DUP2, writing, 2),
+    ]
     pid = os.posix_spawn(path, argv, os.environ, file_actions=actions)
     os.close(writing)
+    os.close(nothing)
     return _Running(pid, reading)
 
 

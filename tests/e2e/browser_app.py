@@ -1,4 +1,4 @@
-"""Runs inside a sandbox: pages for a browser on 127.0.0.1:8080, with WebSocket echo, server-sent events and what it was sent."""
+"""Runs inside a sandbox: pages on 127.0.0.1:8080 that echo WebSockets, send events and tell what they were sent."""
 
 import base64
 import hashlib
@@ -117,4 +117,6 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
 
-Server(("127.0.0.1", 8080), Handler).serve_forever()
+server = Server(("127.0.0.1", 8080), Handler)
+print("it listens", flush=True)
+server.serve_forever()

@@ -1,7 +1,9 @@
-"""A browser in front of real sandboxes: Chromium itself shows pages, keeps WebSockets and event streams open, and waits."""
+"""A browser in front of real sandboxes: Chromium shows pages, keeps WebSockets and event streams open, and waits."""
 
+import contextlib
 import json
 import shutil
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
 
+from tests.e2e.browser_network import BrowserNetwork
 from tests.e2e.conftest import a_place, an_instance
-from tests.e2e.instance import Api, RunningRoost, eventually, free_address
+from tests.e2e.instance import Api, RunningRoost, clean_environment, eventually, free_address
 from tests.e2e.ssh_client import with_access
 from tests.e2e.test_sleep import asleep, sleep
 from tests.e2e.test_tls import for_roost, with_files
@@ -27,6 +30,7 @@ APP = Path(__file__).with_name("browser_app.py").read_text()
 START = f"cat > /root/app.py <<'END'\n{APP}\nEND\nexec python3 /root/app.py\n"
 MILLISECONDS = 30_000  # that the browser waits for anything
 MEGABYTE = 1_000_000
+by_http_1 = pytest.mark.parametrize("protocol", ["http/1.1"], indirect=True)
 
 ECHOES = """async (size) => {
     const address = new URL('/echo', location.href)
@@ -63,7 +67,7 @@ FOLLOWS_EVENTS = """() => new Promise((done, failed) => {
 })"""
 
 OPENS_A_SOCKET = """() => new Promise((opened, failed) => {
-    window.socket = new WebSocket(`ws://${location.host}/echo`)
+    window.socket = new WebSocket(`${location.protocol.replace('http', 'ws')}//${location.host}/echo`)
     socket.onopen = () => opened(true)
     socket.onclose = () => failed(new Error('closed'))
 })"""
@@ -73,22 +77,57 @@ FETCHES = "async (path) => { const answer = await fetch(path); return [answer.st
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
+    expect.set_options(timeout=MILLISECONDS)
     with sync_playwright() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def devtools(playwright: Playwright) -> int:
-    """The port on which the browser offers its DevTools."""
-    return int(free_address().rpartition(":")[2])
+def network() -> Iterator[BrowserNetwork]:
+    made = BrowserNetwork()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
-def browser(playwright: Playwright, devtools: int) -> Iterator[Browser]:
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--remote-debugging-port={devtools}"]
-    started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=MILLISECONDS)
+def browser(
+    playwright: Playwright, network: BrowserNetwork, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Browser]:
+    home = tmp_path_factory.mktemp("browser")
+    started = launched(playwright, network.program(home / "chromium", str(CHROMIUM)), home)
     yield started
     started.close()
+
+
+def launched(playwright: Playwright, program: Path, home: Path, *more: str) -> Browser:
+    return playwright.chromium.launch(
+        executable_path=program,
+        args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *more],
+        env=clean_environment() | {"HOME": str(home)},
+        timeout=MILLISECONDS,
+    )
+
+
+@pytest.fixture(scope="module")
+def tls_roost() -> Iterator[RunningRoost]:
+    with a_place() as place:
+        place.chmod(0o755)
+        pair = for_roost(Lab(place).files("*.apps.localhost"))
+        with an_instance("--gateway-tls", free_address(), *with_files(pair)) as instance:
+            yield instance.start()
+
+
+@pytest.fixture(params=["http/1.1", "h2"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    """As browsers call what they speak with the gateway."""
+    return request.param
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest, protocol: str) -> Api:
+    """Of an instance whose URLs are reached by the protocol."""
+    instance: RunningRoost = request.getfixturevalue("tls_roost" if protocol == "h2" else "roost")
+    return instance.api
 
 
 @pytest.fixture
@@ -108,20 +147,27 @@ def page(visitor: BrowserContext) -> Page:
 def a_job(api: Api, **fields: Any) -> str:
     """The name of a persistent job, and of its workspace, that serves pages on port 8080."""
     name = named("pages")
-    api.running(api.submit(START, name=name, workspace_id=name, persistent=True, **fields))
+    api.said(api.submit(START, name=name, workspace_id=name, persistent=True, **fields), b"it listens")
     return name
 
 
 @pytest.fixture
 def job(api: Api) -> Iterator[str]:
-    name = a_job(api, startup_command="exec python3 /root/app.py")
+    name = a_job(api)
     yield name
     api.stop(name)
 
 
+def opened(network: BrowserNetwork, api: Api, job: str, **asked: Any) -> str:
+    """Its URL, which the browser can reach."""
+    url = access(api, job, **asked)["url"]
+    network.lead_to(f"127.0.0.1:{urllib.parse.urlsplit(url).port}")
+    return url
+
+
 @pytest.fixture
-def url(api: Api, job: str) -> str:
-    return access(api, job)["url"]
+def url(network: BrowserNetwork, api: Api, job: str) -> str:
+    return opened(network, api, job)
 
 
 def is_whole(page: Page) -> bool:
@@ -131,6 +177,15 @@ def is_whole(page: Page) -> bool:
     return page.evaluate("document.body.dataset.script") == "ran"
 
 
+def statuses_of_handshakes(page: Page) -> list[int]:
+    """Of the WebSockets that the page opens from now on."""
+    found: list[int] = []
+    session = page.context.new_cdp_session(page)
+    session.on("Network.webSocketHandshakeResponseReceived", lambda told: found.append(told["response"]["status"]))
+    session.send("Network.enable")
+    return found
+
+
 def pid(page: Page) -> str:
     return page.locator("#pid").inner_text()
 
@@ -138,17 +193,22 @@ def pid(page: Page) -> str:
 # ---- pages, WebSockets and events --------------------------------------------------------------------------
 
 
-def test_a_page_is_shown_by_the_jobs_url_and_by_an_alias(api: Api, page: Page, job: str, url: str) -> None:
+def test_a_page_is_shown_by_the_jobs_url_and_by_an_alias(
+    api: Api, page: Page, job: str, url: str, protocol: str
+) -> None:
     assert (answer := page.goto(url)) and answer.status == 200
     assert is_whole(page)
+    assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == protocol
     name = named("shop")
     assert (answer := page.goto(alias(api, name, job)["url"])) and answer.status == 200
     assert is_whole(page) and f"//{name}." in page.url
 
 
-def test_a_page_keeps_a_websocket(page: Page, url: str) -> None:
+def test_a_page_keeps_a_websocket(page: Page, url: str, protocol: str) -> None:
+    handshakes = statuses_of_handshakes(page)
     page.goto(url)
     assert page.evaluate(ECHOES, MEGABYTE) == ECHOED
+    assert handshakes == [200 if protocol == "h2" else 101], "over HTTP/2 by RFC 8441"
 
 
 def test_events_come_as_they_happen_and_go_on_where_the_stream_ended(page: Page, url: str) -> None:
@@ -156,48 +216,30 @@ def test_events_come_as_they_happen_and_go_on_where_the_stream_ended(page: Page,
     assert page.evaluate(FOLLOWS_EVENTS) == [[str(n), f"event {n}"] for n in (1, 2, 3)]
 
 
-def test_websockets_and_events_pass_over_http_2(page: Page) -> None:
-    with a_place() as place:
-        place.chmod(0o755)
-        pair = for_roost(Lab(place).files("*.apps.localhost"))
-        with an_instance("--gateway-tls", free_address(), *with_files(pair)) as roost:
-            url = access(roost.start().api, a_job(roost.api))["url"]
-            assert url.startswith("https://")
-            session, handshakes = page.context.new_cdp_session(page), list[int]()
-            session.on(
-                "Network.webSocketHandshakeResponseReceived", lambda e: handshakes.append(e["response"]["status"])
-            )
-            session.send("Network.enable")
-            page.goto(url)
-            assert is_whole(page)
-            assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
-            assert page.evaluate(ECHOES, MEGABYTE) == ECHOED
-            assert handshakes == [200], "RFC 8441; HTTP/1.1 would say 101"
-            assert page.evaluate(FOLLOWS_EVENTS)[-1] == ["3", "event 3"]
-            page.close()
-
-
 # ---- sleep ------------------------------------------------------------------------------------------------
 
 
-def test_a_page_waits_for_a_slow_start_and_then_is_shown_by_itself(api: Api, page: Page) -> None:
+@by_http_1
+def test_a_page_waits_for_a_slow_start_and_then_is_shown_by_itself(
+    network: BrowserNetwork, api: Api, page: Page
+) -> None:
     job = a_job(api, startup_command="sleep 4; exec python3 /root/app.py")
-    url = access(api, job)["url"]
+    url = opened(network, api, job)
     page.goto(url)
-    first = pid(page)
+    assert is_whole(page)
     sleep(api, job, "cold")
     assert (answer := page.goto(url)) and answer.status == 503
     assert page.title() == "Starting your application"
     assert is_whole(page)
-    assert page.url.rstrip("/") == url and first
+    assert page.url.rstrip("/") == url
     api.stop(job)
 
 
 def test_an_open_websocket_keeps_its_sandbox_awake_and_a_closed_page_lets_it_sleep(
-    api: Api, visitor: BrowserContext
+    network: BrowserNetwork, api: Api, visitor: BrowserContext
 ) -> None:
     job = a_job(api, idle_minutes=0.02)
-    url = access(api, job)["url"]
+    url = opened(network, api, job)
     page = visitor.new_page()
     page.goto(url)
     before = pid(page)
@@ -216,9 +258,9 @@ def test_an_open_websocket_keeps_its_sandbox_awake_and_a_closed_page_lets_it_sle
 
 
 def test_a_signed_link_lets_a_browser_in_without_the_sandbox_knowing(
-    api: Api, page: Page, visitor: BrowserContext, job: str
+    network: BrowserNetwork, api: Api, page: Page, visitor: BrowserContext, job: str, protocol: str
 ) -> None:
-    link = access(api, job, access="signed", expires_in=600)["url"]
+    link = opened(network, api, job, access="signed", expires_in=600)
     plain = link.partition("?")[0]
     assert (answer := page.goto(plain)) and answer.status == 401
     assert page.title() == "This address is not open to everybody"
@@ -227,6 +269,7 @@ def test_a_signed_link_lets_a_browser_in_without_the_sandbox_knowing(
     assert is_whole(page)
     (cookie,) = visitor.cookies()
     assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("roost_access", True, "Lax")
+    assert cookie["secure"] is (protocol == "h2")
     page.evaluate("document.cookie = 'mine=1'")
     assert page.evaluate("document.cookie") == "mine=1"
     status, text = page.evaluate(FETCHES, "/headers?a=1")
@@ -249,24 +292,30 @@ def test_devtools_that_answer_local_names_alone_are_reached_from_a_page(page: Pa
     assert page.evaluate(ECHOES.replace("/echo", path), 1000) == ECHOED
 
 
+@by_http_1
 def test_a_browser_whose_devtools_are_in_a_sandbox_is_driven_by_its_url(
-    api: Api, roost: RunningRoost, playwright: Playwright, browser: Browser, devtools: int, url: str, job: str,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """A forward by SSH puts this machine's Chromium where one of the sandbox's own would listen."""
-    client = with_access(roost, job, tmp_path / "ssh")
-    opened = access(api, job, port=9222)["url"]
-    host = opened.partition("//")[2]
-    with client.forwarding("-R", f"127.0.0.1:9222:127.0.0.1:{devtools}"):
-        asked = urllib.request.Request(f"http://{roost.gateway}/json/version", headers={"Host": host})
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            told = json.loads(answer.read())
-        assert told["Browser"].startswith(("Chrome/", "HeadlessChrome/"))
-        path = told["webSocketDebuggerUrl"].removeprefix("ws://localhost")
-        endpoint = f"ws://{roost.gateway}{path}"
-        driven = playwright.chromium.connect_over_cdp(endpoint, headers={"Host": host}, timeout=MILLISECONDS)
-        page = driven.contexts[0].new_page()
-        page.goto("data:text/html,<title>far away</title>")
-        assert page.title() == "far away"
-        page.close()
-        driven.close()
+    api: Api, roost: RunningRoost, playwright: Playwright, job: str, tmp_path: Path
+) -> None:
+    """A forward by SSH puts a Chromium of this machine where one of the sandbox's own would listen."""
+    port = free_address().rpartition(":")[2]
+    flag = f"--remote-debugging-port={port}"
+    with contextlib.closing(launched(playwright, Path(str(CHROMIUM)), tmp_path, flag)) as other:
+        client = with_access(roost, job, tmp_path / "ssh")
+        host = access(api, job, port=9222)["url"].partition("//")[2]
+        with client.forwarding("-R", f"127.0.0.1:9222:127.0.0.1:{port}"):
+            told = json.loads(asked(roost, host, "/json/version"))
+            assert told["Browser"].partition("/")[2] == other.version
+            path = told["webSocketDebuggerUrl"].removeprefix("ws://localhost")
+            driven = playwright.chromium.connect_over_cdp(
+                f"ws://{roost.gateway}{path}", headers={"Host": host}, timeout=MILLISECONDS
+            )
+            page = driven.contexts[0].new_page()
+            page.goto("data:text/html,<title>far away</title>")
+            assert page.title() == "far away"
+            driven.close()
+
+
+def asked(roost: RunningRoost, host: str, path: str) -> bytes:
+    request = urllib.request.Request(f"http://{roost.gateway}{path}", headers={"Host": host})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
