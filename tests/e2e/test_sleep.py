@@ -18,7 +18,10 @@ from tests.e2e.test_faults import kill_and_recover
 
 pytestmark = pytest.mark.e2e
 
-COUNTING = "echo $$ > /root/pid; i=0; while :; do i=$((i+1)); echo $i > /root/count; sleep 0.01; done"
+# The count is replaced whole: a file that is truncated and then written is empty when its writer is ended in between.
+COUNTING = (
+    "echo $$ > /root/pid; i=0; while :; do i=$((i+1)); echo $i > /root/.c; mv /root/.c /root/count; sleep 0.01; done"
+)
 VICTIMS = [("node",), ("serve",), ("serve", "node"), ("up",)]
 
 each_victim = pytest.mark.parametrize("victims", VICTIMS, ids="+".join)
