@@ -269,8 +269,10 @@ async def test_a_stop_during_a_wake_ends_well(opened: Open, node: Node) -> None:
         node.up = False
         access = asyncio.create_task(live.awake(job, 5))
         await until(lambda: live.run_of(job) is not None)
+        stop = asyncio.create_task(live.stop(job, 5))
+        await until(lambda: (run := live.run_of(job)) is None or run.stop_requested)
         node.up = True
-        assert await live.stop(job, 5)
+        assert await stop
         with pytest.raises(Conflict):
             await access
         result = await reread(live, job)

@@ -108,7 +108,8 @@ class Run:
     @property
     def awake(self) -> bool:
         """Whether its sandbox can be entered right now."""
-        return self.serves and self.state is not None and not self.state.frozen and not self.drowsy
+        state = self.state
+        return self.serves and state is not None and not (state.frozen or self.drowsy or self.stop_requested)
 
     @property
     def over(self) -> bool:
@@ -165,7 +166,7 @@ class Run:
 
     def stop(self) -> None:
         self.stop_requested = True
-        self.news.set()
+        self.note()
 
     def shut_down(self) -> None:
         self.shutting_down = True
