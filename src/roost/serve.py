@@ -36,6 +36,7 @@ from roost.gateways.ssh.gateway import SshGateway
 from roost.gateways.tls.gateway import https
 from roost.jobs.idle import Patience
 from roost.jobs.live import LiveJobs
+from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.settings import ServeSettings
@@ -75,10 +76,12 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                 LiveJobs(database, key, node, placement, patience) as live,
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
+                Scheduler(database, key, live, node) as scheduler,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
+                tokens, images = Tokens(database), Images(node)
                 plane = ControlPlane(
-                    database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes
+                    database, tokens, live, placement, images, node, collection, ssh, routes, key, scheduler
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)

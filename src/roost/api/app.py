@@ -19,6 +19,7 @@ from roost.api import (
     about,
     access,
     aliases,
+    cron,
     errors,
     exec_stream,
     execs,
@@ -80,6 +81,12 @@ ROUTES = [
     workspace_files.read,  # GET   /mags-workspaces/{id}/files/{path}
     workspace_files.write,  # PUT  /mags-workspaces/{id}/files/{path}
     workspace_files.remove,  # DELETE /mags-workspaces/{id}/files/{path}
+    cron.create,  #         POST   /mags-cron
+    cron.list_crons,  #     GET    /mags-cron
+    cron.show,  #           GET    /mags-cron/{id}
+    cron.change,  #         PATCH  /mags-cron/{id}
+    cron.remove,  #         DELETE /mags-cron/{id}
+    cron.list_runs,  #      GET    /mags-cron/{id}/runs
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build

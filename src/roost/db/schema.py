@@ -209,3 +209,43 @@ ssh_ports = Table(  # of the gateway that belong to one job; they go when it has
     Column("job_seq", Integer, ForeignKey("jobs.seq"), nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
 )
+
+crons = Table(
+    "crons",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("expression", String, nullable=False),  # five fields
+    Column("timezone", String, nullable=False),  # an IANA name
+    Column("workspace", String),
+    Column("persistent", Boolean, nullable=False),
+    Column("work", LargeBinary, nullable=False),  # the job's order with script and environment, sealed
+    Column("enabled", Boolean, nullable=False),
+    Column("missed", String, nullable=False),  # none, latest or all
+    Column("overlap", String, nullable=False),  # skip, queue or parallel
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    Column("next_ns", BigInteger),  # the first instant that is not in cron_runs yet; none while disabled
+    Index("crons_of_account", "account_id", "created_ns"),
+    Index("crons_due", "next_ns", sqlite_where=text("next_ns IS NOT NULL")),
+)
+
+cron_runs = Table(
+    "cron_runs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cron_id", String, ForeignKey("crons.id", ondelete="CASCADE"), nullable=False),
+    Column("scheduled_ns", BigInteger, nullable=False),
+    Column("status", String, nullable=False),  # queued, running, completed, error or skipped
+    Column("waits", Boolean, nullable=False),  # for what is in its way, rather than being skipped
+    Column("reason", String),
+    Column("request_id", String),  # of the job that it is, or whose sandbox it entered
+    Column("exec_number", Integer),  # of its process there
+    Column("vm_id", String),  # of the sandbox that was entered; none before anything was asked of it
+    Column("exit_code", Integer),
+    Column("started_ns", BigInteger),
+    Column("ended_ns", BigInteger),
+    UniqueConstraint("cron_id", "scheduled_ns"),  # no instant fires twice
+    Index("cron_runs_unended", "cron_id", "scheduled_ns", sqlite_where=text("status IN ('queued', 'running')")),
+)

@@ -23,7 +23,7 @@ from roost.errors import Asleep, Conflict, Invalid, NoCapacity, NodeUnavailable,
 from roost.jobs import idle, sleep, states
 from roost.jobs import job as jobs
 from roost.jobs.idle import Patience
-from roost.jobs.job import Depth, Job, Order, Result
+from roost.jobs.job import Also, Depth, Job, Order, Result
 from roost.jobs.queue import Queue
 from roost.jobs.result import lost, script_ended
 from roost.jobs.run import Means, Run
@@ -120,7 +120,7 @@ class LiveJobs:
 
     # -- what the API asks ---------------------------------------------------------------------------------
 
-    async def submit(self, account_id: int, order: Order) -> Job:
+    async def submit(self, account_id: int, order: Order, also: Also | None = None) -> Job:
         """Raises NodeUnavailable while shutting down, NoCapacity when too many jobs wait, StateUnwritable."""
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; submit again after its restart")
@@ -129,7 +129,7 @@ class LiveJobs:
         if order.keeping.idle_seconds is None:
             keeping = dataclasses.replace(order.keeping, idle_seconds=self.patience.idle)
             order = dataclasses.replace(order, keeping=keeping)
-        job = await jobs.submit(self._means.database, self._means.secret, account_id, order)
+        job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also)
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
         carried = order.work.size <= CARRIED_BYTES and len(self._queue) < CARRIED_JOBS
         self._enqueue(Run(job, order.work if carried else None))
