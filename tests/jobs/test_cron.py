@@ -266,6 +266,26 @@ async def test_a_sandbox_that_ends_takes_the_script_with_it_and_that_is_said(
         assert run.reason == "its sandbox ended before the script had"
 
 
+async def test_a_sandbox_that_is_just_being_stopped_is_not_entered_and_the_run_becomes_a_job(
+    start: Started, node: EnterableNode
+) -> None:
+    async with start() as world:
+        job = await world.live.submit(1, keeping(workspace="w", persistent=True))
+        cron = await world.cron(workspace="w", overlap="queue")
+        await until(lambda: job.vm_id in node.states)
+        node.may_stop.clear()
+        stop = asyncio.create_task(world.live.stop(job, 5))
+        await until(lambda: node.stops == [job.vm_id])
+        world.clock.move(MINUTE)
+        await world.until_runs(cron, "running")
+        node.may_stop.set()
+        assert await stop
+        await world.sandbox("tick")
+        (run,) = await world.until_runs(cron, "running")
+        assert run.request_id != job.request_id and run.exec_number is None
+        assert node.asked == []
+
+
 # ---- restarts ----------------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,8 @@ class Entries:
             return Outcome("error", reason=str(error))
         except NodeUnavailable:
             return None
+        if run.vm_id is None and awake.stop_requested:
+            raise Conflict(f"job {holder.name!r} is being stopped")
         with awake.use():
             vm_id = awake.job.vm_id
             if run.vm_id is None:
