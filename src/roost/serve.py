@@ -23,6 +23,7 @@ from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
 from roost.api.exec_stream import MAX_AHEAD
 from roost.api.plane import ControlPlane
+from roost.api.timing import Timed
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.migrate import migrate
@@ -103,8 +104,9 @@ async def http_gateway(routes: Routes, node: "NodeClient", settings: ServeSettin
 
 
 async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -> None:
+    app = build(plane, gateway)
     config = uvicorn.Config(
-        build(plane),
+        Timed(app, app.state.durations),
         loop="none",
         http="httptools",
         ws="websockets-sansio",

@@ -4,6 +4,8 @@ Instants are whole nanoseconds since the epoch. A job's `vm_id` is chosen when i
 exists, so that asking the node to start it may be repeated after any crash without running the script twice.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -86,6 +88,7 @@ jobs = Table(
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
+    Index("jobs_by_time", "account_id", "created_ns", "workspace"),
     Index("jobs_by_workspace", "account_id", "workspace", "seq"),
     Index(
         "one_writer",  # of a workspace at a time: a second submission breaks this, whoever races
@@ -208,6 +211,34 @@ ssh_ports = Table(  # of the gateway that belong to one job; they go when it has
     Column("port", Integer, primary_key=True),
     Column("job_seq", Integer, ForeignKey("jobs.seq"), nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
+)
+
+
+def _counters() -> list[Column[Any]]:
+    whole = ("cpu_ns", "rx_bytes", "tx_bytes", "awake_ns", "frozen_ns")
+    columns = [Column(name, BigInteger, nullable=False) for name in whole]
+    return [*columns, Column("memory_mb_seconds", Float, nullable=False)]
+
+
+metered = Table(  # the newest counters of each sandbox that have been added to `usage_days`
+    "metered",
+    metadata,
+    Column("vm_id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("workspace", String, nullable=False),  # empty: none
+    *_counters(),
+    Column("ended", Boolean, nullable=False),  # they do not grow any more; the row goes when the node has forgotten it
+    Index("metered_over", "vm_id", sqlite_where=text("ended")),
+)
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("day", Integer, primary_key=True),  # UTC, since the epoch
+    Column("workspace", String, primary_key=True),  # empty: none
+    *_counters(),
+    sqlite_with_rowid=False,
 )
 
 crons = Table(
