@@ -34,6 +34,11 @@ def file_id() -> str:
     return str(uuid.uuid4())
 
 
+def cron_id() -> str:
+    """A schedule's id: a random UUID."""
+    return str(uuid.uuid4())
+
+
 def key_id() -> str:
     """An SSH key's id: 12 lower-case hex characters."""
     return secrets.token_hex(6)

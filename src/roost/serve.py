@@ -23,6 +23,7 @@ from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
 from roost.api.exec_stream import MAX_AHEAD
 from roost.api.plane import ControlPlane
+from roost.api.timing import Timed
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.migrate import migrate
@@ -36,6 +37,7 @@ from roost.gateways.ssh.gateway import SshGateway
 from roost.gateways.tls.gateway import https
 from roost.jobs.idle import Patience
 from roost.jobs.live import LiveJobs
+from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.settings import ServeSettings
@@ -75,10 +77,12 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                 LiveJobs(database, key, node, placement, patience) as live,
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
+                Scheduler(database, key, live, node) as scheduler,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
+                tokens, images = Tokens(database), Images(node)
                 plane = ControlPlane(
-                    database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes
+                    database, tokens, live, placement, images, node, collection, ssh, routes, key, scheduler
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)
@@ -100,8 +104,9 @@ async def http_gateway(routes: Routes, node: "NodeClient", settings: ServeSettin
 
 
 async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -> None:
+    app = build(plane, gateway)
     config = uvicorn.Config(
-        build(plane),
+        Timed(app, app.state.durations),
         loop="none",
         http="httptools",
         ws="websockets-sansio",

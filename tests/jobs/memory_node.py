@@ -41,6 +41,7 @@ from roost.node.protocol import (
     Snapshot,
     StartSandbox,
     StopSandbox,
+    Usage,
 )
 from roost.sandboxes.placement import Machine, SingleNode
 
@@ -77,6 +78,7 @@ class Node:
     environments: list[dict[str, str]] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
     listeners: list[asyncio.Queue[SandboxState | None]] = field(default_factory=list)
+    used: dict[str, Usage] = field(default_factory=dict)  # by sandboxes, as far as a test had them use something
     thawed: int = 0  # how often any of them was
     reclaimed: list[str] = field(default_factory=list)
     may_save: asyncio.Event = field(default_factory=asyncio.Event)
@@ -121,9 +123,13 @@ class Node:
         ended = SandboxState(
             id=vm_id, phase="ended", started_ns=10**18, script_ended_ns=10**18 + 5_000_000, exit_code=exit_code,
             cause=cause, reason=reason, ended_ns=10**18 + 6_000_000, revision=revision,
-            save_error=self.save_error if wanted else None,
+            save_error=self.save_error if wanted else None, usage=self.used.get(vm_id),
         )  # fmt: skip
         return self.tell(ended)
+
+    def use(self, vm_id: str, **counters: Any) -> None:
+        """The sandbox has used so much since its start."""
+        self.used[vm_id] = Usage(sandbox=vm_id, at_ns=now_ns(), **counters)
 
     def exit_script(self, vm_id: str, exit_code: int = 0) -> SandboxState:
         """The script of a sandbox that lingers is over."""
@@ -187,6 +193,11 @@ class Node:
             version="x", protocol=self.protocol, runtime="memory", cgroup="v1", cpus=2, memory_mb=4000,
             memory_available_mb=4000, pool=pool,
         )  # fmt: skip
+
+    async def usage(self) -> list[Usage]:
+        """Of all that it knows, so also of those that have ended, until they are forgotten."""
+        self.reach()
+        return [used for vm_id, used in self.used.items() if vm_id in self.states]
 
     async def images(self) -> list[Image]:
         self.reach()

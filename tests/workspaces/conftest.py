@@ -21,6 +21,7 @@ from roost.gateways.hosts import hosts_of
 from roost.gateways.routes import SIGNED_LINKS, Routes
 from roost.gateways.ssh.gateway import SshGateway
 from roost.jobs.live import LiveJobs
+from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
@@ -38,6 +39,7 @@ class Plane:
     live: LiveJobs
     routes: Routes
     database: Database
+    scheduler: Scheduler
 
 
 @asynccontextmanager
@@ -50,15 +52,17 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
         async with (
             LiveJobs(database, key, node, placement) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
+            Scheduler(database, key, live, node) as scheduler,  # type: ignore[arg-type]
         ):
             routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
             plane = ControlPlane(
                 database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
+                key, scheduler,
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)
-            yield Plane(app, node, live, routes, database)
+            yield Plane(app, node, live, routes, database, scheduler)
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Api:
     live: LiveJobs
     routes: Routes
     database: Database
+    scheduler: Scheduler
 
     async def run(self, **fields: object) -> str:
         """A job that has a sandbox; its vm_id."""
@@ -100,7 +105,7 @@ async def an_api(directory: Path) -> AsyncIterator[Api]:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         transport = httpx.ASGITransport(plane.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://roost/api/v1", headers=headers) as client:
-            yield Api(client, plane.node, plane.live, plane.routes, plane.database)
+            yield Api(client, plane.node, plane.live, plane.routes, plane.database, plane.scheduler)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 A request passes `require_token`, then its handler reads, does and answers; conditions become answers in `errors.py`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, Router
 from litestar.connection import ASGIConnection
@@ -19,27 +19,35 @@ from roost.api import (
     about,
     access,
     aliases,
+    cron,
     errors,
     exec_stream,
     execs,
     images,
     mags,
+    metrics,
     proxy_targets,
     sleep,
     ssh_keys,
     uploads,
+    usage,
     workspace_files,
     workspaces,
 )
 from roost.api.bodies import MAX_BODY
 from roost.api.plane import ControlPlane
+from roost.api.timing import Durations
 from roost.errors import RoostError
+
+if TYPE_CHECKING:
+    from roost.gateways.http.server import Gateway
 
 ROUTES = [
     about.health,  #        GET    /health
     mags.submit,  #         POST   /mags-jobs
     mags.list_jobs,  #      GET    /mags-jobs
     mags.pool_status,  #    GET    /mags-jobs/pool-status
+    usage.show_usage,  #    GET    /mags-jobs/usage
     mags.show,  #           GET    /mags-jobs/{id}
     mags.status,  #         GET    /mags-jobs/{id}/status
     mags.logs,  #           GET    /mags-jobs/{id}/logs
@@ -80,6 +88,12 @@ ROUTES = [
     workspace_files.read,  # GET   /mags-workspaces/{id}/files/{path}
     workspace_files.write,  # PUT  /mags-workspaces/{id}/files/{path}
     workspace_files.remove,  # DELETE /mags-workspaces/{id}/files/{path}
+    cron.create,  #         POST   /mags-cron
+    cron.list_crons,  #     GET    /mags-cron
+    cron.show,  #           GET    /mags-cron/{id}
+    cron.change,  #         PATCH  /mags-cron/{id}
+    cron.remove,  #         DELETE /mags-cron/{id}
+    cron.list_runs,  #      GET    /mags-cron/{id}/runs
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build
@@ -100,14 +114,17 @@ async def require_token(connection: ASGIConnection[Any, Any, Any, Any], handler:
         connection.scope["user"] = await plane.tokens.account(connection.headers.get("authorization", ""))
 
 
-def build(plane: ControlPlane) -> Litestar:
+def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
+    """`gateway` is counted by the metrics."""
+
     def the_plane() -> ControlPlane:
         return plane
 
     api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_token])
     newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_token], include_in_schema=False)
+    scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_token])
     app = Litestar(
-        route_handlers=[api, newer, about.openapi, about.docs],
+        route_handlers=[api, newer, scraped, about.openapi, about.docs],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
         exception_handlers={
             RoostError: errors.condition,
@@ -127,4 +144,6 @@ def build(plane: ControlPlane) -> Litestar:
         ),
     )
     app.state.plane = plane
+    app.state.gateway = gateway
+    app.state.durations = Durations()
     return app

@@ -7,8 +7,10 @@ from litestar.params import Dependency
 
 from roost.accounts.tokens import Tokens
 from roost.db.database import Database
+from roost.db.secret import Secret
 from roost.gateways.routes import Routes
 from roost.jobs.live import LiveJobs
+from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
 from roost.workspaces.collection import Collection
@@ -29,6 +31,8 @@ class ControlPlane:
     collection: Collection
     ssh: "SshGateway"
     routes: Routes
+    secret: Secret
+    scheduler: Scheduler
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

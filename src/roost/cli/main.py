@@ -32,6 +32,8 @@ COMMANDS = {
     "sync": ("workspaces", "sync", "Save a running job's workspace now."),
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
+    "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
     "image": ("images", "image", "List, import, pull and build images."),
     "serve": ("machine", "serve", None),

@@ -4,6 +4,8 @@ Instants are whole nanoseconds since the epoch. A job's `vm_id` is chosen when i
 exists, so that asking the node to start it may be repeated after any crash without running the script twice.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -86,6 +88,7 @@ jobs = Table(
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
+    Index("jobs_by_time", "account_id", "created_ns", "workspace"),
     Index("jobs_by_workspace", "account_id", "workspace", "seq"),
     Index(
         "one_writer",  # of a workspace at a time: a second submission breaks this, whoever races
@@ -208,4 +211,72 @@ ssh_ports = Table(  # of the gateway that belong to one job; they go when it has
     Column("port", Integer, primary_key=True),
     Column("job_seq", Integer, ForeignKey("jobs.seq"), nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
+)
+
+
+def _counters() -> list[Column[Any]]:
+    whole = ("cpu_ns", "rx_bytes", "tx_bytes", "awake_ns", "frozen_ns")
+    columns = [Column(name, BigInteger, nullable=False) for name in whole]
+    return [*columns, Column("memory_mb_seconds", Float, nullable=False)]
+
+
+metered = Table(  # the newest counters of each sandbox that have been added to `usage_days`
+    "metered",
+    metadata,
+    Column("vm_id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("workspace", String, nullable=False),  # empty: none
+    *_counters(),
+    Column("ended", Boolean, nullable=False),  # they do not grow any more; the row goes when the node has forgotten it
+    Index("metered_over", "vm_id", sqlite_where=text("ended")),
+)
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("day", Integer, primary_key=True),  # UTC, since the epoch
+    Column("workspace", String, primary_key=True),  # empty: none
+    *_counters(),
+    sqlite_with_rowid=False,
+)
+
+crons = Table(
+    "crons",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("expression", String, nullable=False),  # five fields
+    Column("timezone", String, nullable=False),  # an IANA name
+    Column("workspace", String),
+    Column("persistent", Boolean, nullable=False),
+    Column("work", LargeBinary, nullable=False),  # the job's order with script and environment, sealed
+    Column("enabled", Boolean, nullable=False),
+    Column("missed", String, nullable=False),  # none, latest or all
+    Column("overlap", String, nullable=False),  # skip, queue or parallel
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    Column("next_ns", BigInteger),  # the first instant that is not in cron_runs yet; none while disabled
+    Index("crons_of_account", "account_id", "created_ns"),
+    Index("crons_due", "next_ns", sqlite_where=text("next_ns IS NOT NULL")),
+)
+
+cron_runs = Table(
+    "cron_runs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cron_id", String, ForeignKey("crons.id", ondelete="CASCADE"), nullable=False),
+    Column("scheduled_ns", BigInteger, nullable=False),
+    Column("status", String, nullable=False),  # queued, running, completed, error or skipped
+    Column("waits", Boolean, nullable=False),  # for what is in its way, rather than being skipped
+    Column("reason", String),
+    Column("request_id", String),  # of the job that it is, or whose sandbox it entered
+    Column("exec_number", Integer),  # of its process there
+    Column("vm_id", String),  # of the sandbox that was entered; none before anything was asked of it
+    Column("exit_code", Integer),
+    Column("started_ns", BigInteger),
+    Column("ended_ns", BigInteger),
+    UniqueConstraint("cron_id", "scheduled_ns"),  # no instant fires twice
+    Index("cron_runs_unended", "cron_id", "scheduled_ns", sqlite_where=text("status IN ('queued', 'running')")),
 )

@@ -5,8 +5,9 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 from sqlalchemy import Executable, Insert, Row, Select, and_, case, func, insert, or_, select, update
@@ -158,7 +159,10 @@ def _job(row: Row[Any]) -> Job:
     return Job(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
 
 
-async def submit(database: Database, secret: Secret, account_id: int, order: Order) -> Job:
+Also: TypeAlias = Callable[[str], Executable]  # what takes effect with a job that has this request id, or not at all
+
+
+async def submit(database: Database, secret: Secret, account_id: int, order: Order, also: Also | None = None) -> Job:
     """Durable on return: the job will end finished, whatever happens to us.
 
     Raises StateUnwritable; Conflict when another job writes to its workspace.
@@ -185,18 +189,22 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
     told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds
     sealed = _seal(secret, order.work.environment, request_id)
     row = insert(jobs).values(**told, script=order.work.script, environment=sealed)
+    more = () if also is None else (also(request_id),)
     if keeping.workspace is None:
-        (outcome,) = await database.write(row)
+        outcome = (await database.write(*more, row))[-1]
     else:
-        outcome = await _insert_writer(database, account_id, row, keeping.workspace, keeping.persistent)
+        more = (*more, workspace.used(account_id, keeping.workspace, keeping.persistent))
+        outcome = await _insert_writer(database, account_id, row, keeping.workspace, more)
     return Job(seq=outcome.row_id, **told)
 
 
-async def _insert_writer(database: Database, account_id: int, row: Insert, name: str, persistent: bool) -> Outcome:
-    """The row and its workspace; of several at once, one gets in."""
+async def _insert_writer(
+    database: Database, account_id: int, row: Insert, name: str, more: tuple[Executable, ...]
+) -> Outcome:
+    """The row and what goes with it; of several at once, one gets in."""
     while True:
         try:
-            return (await database.write(workspace.used(account_id, name, persistent), row))[-1]
+            return (await database.write(*more, row))[-1]
         except IntegrityError:
             holder = await workspace.writer(database, account_id, name)
             if holder is not None:

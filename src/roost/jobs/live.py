@@ -19,14 +19,25 @@ from structlog.typing import FilteringBoundLogger
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.secret import Secret
-from roost.errors import Asleep, Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, RoostError, SetupMissing
+from roost.errors import (
+    Asleep,
+    Conflict,
+    Invalid,
+    NoCapacity,
+    NodeUnavailable,
+    NotFound,
+    RoostError,
+    SetupMissing,
+    StateUnwritable,
+)
 from roost.jobs import idle, sleep, states
 from roost.jobs import job as jobs
 from roost.jobs.idle import Patience
-from roost.jobs.job import Depth, Job, Order, Result
+from roost.jobs.job import Also, Depth, Job, Order, Result
+from roost.jobs.metering import Metering
 from roost.jobs.queue import Queue
 from roost.jobs.result import lost, script_ended
-from roost.jobs.run import Means, Run
+from roost.jobs.run import Means, Run, Tally
 from roost.jobs.states import Move
 from roost.node.protocol import VERSION, NodeInfo, SandboxState, SaveRequest, StopSandbox
 from roost.sandboxes.placement import Placement
@@ -89,9 +100,18 @@ class LiveJobs:
         self.link = NodeLink()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unrecorded = Unrecorded()
+        self.metering = Metering(database, node, self._job_of)
         self._placement = placement
         self._means = Means(
-            database, secret, node, placement, self.link, self._enqueue, self._save_before_sleep, self._went_cold
+            database,
+            secret,
+            node,
+            placement,
+            self.link,
+            self.metering,
+            self._enqueue,
+            self._save_before_sleep,
+            self._went_cold,
         )
         self._runs: dict[str, Run] = {}  # by vm_id
         self._present: dict[int, Run] = {}  # by the job's seq: the one that stands for it now
@@ -104,7 +124,8 @@ class LiveJobs:
     async def __aenter__(self) -> Self:
         await self._recover()
         dispatch = self._queue.dispatch(self.link.up, self._fetch_work, self._begin)
-        loops = dispatch, self._listen(), idle.watch(self._present.values, self._means, self.patience)
+        sleepers = idle.watch(self._present.values, self._means, self.patience)
+        loops = dispatch, self._listen(), sleepers, self.metering.watch(lambda: self.link.is_up)
         self._loops = [asyncio.create_task(loop) for loop in loops]
         for loop in self._loops:
             loop.add_done_callback(self._loop_ended)
@@ -120,7 +141,7 @@ class LiveJobs:
 
     # -- what the API asks ---------------------------------------------------------------------------------
 
-    async def submit(self, account_id: int, order: Order) -> Job:
+    async def submit(self, account_id: int, order: Order, also: Also | None = None) -> Job:
         """Raises NodeUnavailable while shutting down, NoCapacity when too many jobs wait, StateUnwritable."""
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; submit again after its restart")
@@ -129,7 +150,7 @@ class LiveJobs:
         if order.keeping.idle_seconds is None:
             keeping = dataclasses.replace(order.keeping, idle_seconds=self.patience.idle)
             order = dataclasses.replace(order, keeping=keeping)
-        job = await jobs.submit(self._means.database, self._means.secret, account_id, order)
+        job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also)
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
         carried = order.work.size <= CARRIED_BYTES and len(self._queue) < CARRIED_JOBS
         self._enqueue(Run(job, order.work if carried else None))
@@ -164,6 +185,7 @@ class LiveJobs:
                 return False
             result = Result("completed", job.exit_code, None, True, None, job.script_ended_ns)
             await jobs.record_end(self._means.database, job, result)
+            self.tally.ended[result.status] += 1
             log.info("job.end", request_id=job.request_id, status=result.status, exit_code=result.exit_code)
             return True
         finally:
@@ -356,6 +378,19 @@ class LiveJobs:
         """The run of a job that has not ended and does not sleep cold."""
         return self._present.get(job.seq)
 
+    @property
+    def tally(self) -> Tally:
+        return self._means.tally
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._queue)
+
+    def _job_of(self, vm_id: str) -> Job | None:
+        run = self._runs.get(vm_id)
+        return run.job if run else None
+
     def runs(self) -> Iterable[Run]:
         """Of all jobs that have not ended and do not sleep cold."""
         return self._present.values()
@@ -421,6 +456,7 @@ class LiveJobs:
         if not run.done.is_set():
             run.result = Result("error", error="internal error; the log of the control plane has the details")
             await jobs.record_end(self._means.database, run.job, run.result)
+            self.tally.ended["error"] += 1
             run.attached.set()
             run.done.set()
             run.left.set()
@@ -488,12 +524,15 @@ class LiveJobs:
     async def _remove(self, vm_id: str) -> None:
         while True:
             try:
-                await self._means.node.stop(vm_id, StopSandbox(reason="no job needs it", grace_seconds=0))
+                stop = StopSandbox(reason="no job needs it", grace_seconds=0)
+                await self.metering.record_end(await self._means.node.stop(vm_id, stop))
                 return await self._means.node.forget(vm_id)
             except NodeUnavailable:
                 await self.link.again()
             except NotFound:
                 return None
+            except StateUnwritable:
+                await asyncio.sleep(states.WRITE_AGAIN)
             except RoostError as error:
                 log.warning("sandbox.unremoved", vm_id=vm_id, error=str(error))
                 return None

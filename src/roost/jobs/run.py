@@ -6,8 +6,9 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from roost.db.database import Database
 from roost.db.secret import Secret
 from roost.jobs.job import Depth, Job, Result, Work
+from roost.jobs.metering import Metering
 from roost.jobs.result import script_ended
 from roost.node.protocol import SandboxState
 from roost.sandboxes.placement import Lease, Need, Placement
@@ -33,6 +35,14 @@ class Link(Protocol):
         """After a call that failed: returns when another try makes sense."""
 
 
+@dataclass
+class Tally:
+    """What has happened since this process started, for metrics."""
+
+    ended: Counter[str] = field(default_factory=Counter[str])  # by status
+    wakes: Counter[str] = field(default_factory=Counter[str])  # by depth: frozen, cold
+
+
 @dataclass(frozen=True)
 class Means:
     """What a run works with."""
@@ -42,9 +52,11 @@ class Means:
     node: "NodeClient"
     placement: Placement
     link: Link
+    metering: Metering
     requeue: Callable[["Run"], None]
     save_before_sleep: Callable[["Run"], Awaitable[None]]
     went_cold: Callable[["Run", Job], None]  # with the job as its next run will find it
+    tally: Tally = field(default_factory=Tally)
 
 
 class Run:
@@ -62,6 +74,7 @@ class Run:
         self.stop_requested = job.stop_requested
         self.shutting_down = False
         self.result: Result | None = None
+        self.metered = False  # all that its sandbox has used is in the database
         self.uses = 0  # requests, connections, sessions, commands and readers that are open
         self._begun = time.monotonic()
         self.used = time.monotonic()  # when the last of them ended

@@ -54,6 +54,7 @@ def settle_awake(run: Run, means: Means) -> None:
     """It runs: if its row says that it sleeps, that is over."""
     if run.job.status != "sleeping" or run.state is None or _frozen(run):
         return
+    means.tally.wakes["frozen" if run.job.depth == "frozen" else "cold"] += 1
     run.become(status="running", depth=None, asleep_ns=None)
     run.used = time.monotonic()
     jobs.record_awake(means.database, run.job)
@@ -194,6 +195,9 @@ async def _go_cold(run: Run, means: Means, note: str | None) -> bool:
         run.become(exit_code=state.exit_code, script_ended_ns=state.script_ended_ns)
     while True:
         try:
+            if state is not None and not run.metered:  # while the sandbox's id still leads to its job
+                await means.metering.record_end(state, run.job)
+                run.metered = True
             next_life = await jobs.record_cold(means.database, run.job, revision, note)
             break
         except StateUnwritable as error:

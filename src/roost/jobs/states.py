@@ -188,6 +188,7 @@ async def finishing(run: Run, means: Means) -> Move | None:
         log.warning("job.unrecorded", request_id=run.job.request_id, error=str(error))
         await asyncio.sleep(WRITE_AGAIN)
         return finishing
+    means.tally.ended[result.status] += 1
     log.info(
         "job.end",
         request_id=run.job.request_id,
@@ -203,7 +204,7 @@ async def finishing(run: Run, means: Means) -> Move | None:
 
 
 async def leaving(run: Run, means: Means) -> Move | None:
-    """The sandbox goes, then its memory is free for another, then the node need not remember it."""
+    """The sandbox goes, its memory is free for another, what it used is written down; the node need not remember it."""
     while run.state is not None and run.state.phase != "ended":
         await run.news.wait()
         run.news.clear()
@@ -212,9 +213,16 @@ async def leaving(run: Run, means: Means) -> Move | None:
     if run.state is None:
         return None
     try:
+        if not run.metered:
+            await means.metering.record_end(run.state, run.job)
+            run.metered = True
         await means.node.forget(run.job.vm_id)
     except NotFound:
         pass
+    except StateUnwritable as error:
+        log.warning("usage.unrecorded", request_id=run.job.request_id, error=str(error))
+        await asyncio.sleep(WRITE_AGAIN)
+        return leaving
     except NodeUnavailable:
         await means.link.again()
         return leaving

@@ -48,6 +48,7 @@ from roost.node.protocol import (
     StopSandbox,
     Stored,
     Taken,
+    Usage,
     Wire,
 )
 from roost.node.session_client import Session
@@ -139,6 +140,10 @@ class NodeClient:
         """Every sandbox, Snapshot, then each change; ends when the node goes."""
         async for event in self._stream("GET", "/v1/events", Event):
             yield event
+
+    async def usage(self) -> list[Usage]:
+        """Of every sandbox that the node knows, also of those that have ended."""
+        return await self._call("GET", "/v1/usage", list[Usage])
 
     async def images(self) -> list[Image]:
         return await self._call("GET", "/v1/images", list[Image])

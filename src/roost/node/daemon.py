@@ -110,6 +110,7 @@ class Node:
             web.get("/v1/sandboxes/{id}/log", self.log),
             web.delete("/v1/sandboxes/{id}/log", self.remove_log),
             web.get("/v1/events", self.events),
+            web.get("/v1/usage", self.usage),
             web.get("/v1/images", self.images),
             web.post("/v1/images/{name}/pull", self.pull_image),
             web.post("/v1/images/{name}/build", self.build_image),
@@ -178,6 +179,9 @@ class Node:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         return await self.stream(request, ([event] async for event in self._sandboxes.events()))
+
+    async def usage(self, request: web.Request) -> web.Response:
+        return answer(await self._sandboxes.usage())
 
     async def images(self, request: web.Request) -> web.Response:
         return answer(await asyncio.to_thread(self._images.list))

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from roost.errors import Conflict
 from roost.node.cgroup import Cgroup, Hierarchies
 from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
-from roost.node.network import Link, Network
+from roost.node.metering import Counters, read
+from roost.node.network import Link, Network, host_end
 from roost.node.protocol import Limits
 from roost.node.runtimes import Runtime
 from roost.node.runtimes.oci import Container, Machine, container_config
@@ -81,6 +82,11 @@ class Site:
         return self.directory / "disk"
 
     @property
+    def interface(self) -> str:
+        """The host's end of its link."""
+        return host_end(self.instance, self.number)
+
+    @property
     def socket(self) -> Path:
         return self.directory / "guest.sock"
 
@@ -98,6 +104,7 @@ class Member:
     disk: Disk
     cgroup: Cgroup
     namespace: int | None  # its network's; opened while guest init was known to live, since pids are used again
+    used: Counters = field(default_factory=Counters)  # when it was made
 
     @property
     def number(self) -> int:
@@ -174,6 +181,7 @@ async def make(ground: Ground, number: int) -> Member:
     member = Member(ground, site, pid, guest, disk, cgroup, namespace)
     try:
         await guest.configure_network(network_plan(link))
+        member.used, _ = read(cgroup, site.interface)
     except BaseException:
         member.let_go()
         raise

@@ -13,6 +13,7 @@ the sandbox's id and means "make it so".
     GET    /v1/sandboxes/{id}/log?after=N&follow=0|1    stream of LogRecord with seq > N
     DELETE /v1/sandboxes/{id}/log
     GET    /v1/events                      stream of SandboxState: all that exist, Snapshot, then each change
+    GET    /v1/usage                       list of Usage: of every sandbox there is, and of ended ones until forgotten
     GET    /v1/images                      list of Image
     POST   /v1/images/{name}/import|pull|build          stream of Progress; the last one has `done` or `error`
     DELETE /v1/images/{name}
@@ -154,6 +155,23 @@ class SandboxState(Wire, frozen=True):
     processes: int = 0  # kept ones that run
     ipv4: str | None = None  # its addresses, while it has a member
     ipv6: str | None = None
+    usage: "Usage | None" = None  # with `ended`: all that it has used
+
+
+class Usage(Wire, frozen=True):
+    """What a sandbox has used since its start: counters that never go back, also over restarts of the node.
+
+    Memory counts while it is frozen too. Bytes are those of its link, with all headers.
+    """
+
+    sandbox: str
+    at_ns: int  # when they were so
+    cpu_ns: int = 0
+    memory_mb_seconds: float = 0.0
+    rx_bytes: int = 0  # that it received
+    tx_bytes: int = 0  # that it sent
+    awake_ns: int = 0
+    frozen_ns: int = 0
 
 
 class Snapshot(Wire, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from roost.node.metering import Metered
 from roost.node.protocol import Cause, Limits, SandboxState, SaveRequest, StopSandbox
 
 
@@ -30,6 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stop: Stop | None = None  # what it was asked to do before anything was signalled
     log: str | None = None  # id of the earlier sandbox whose log this one continues
     log_begins: int = 0  # the position in it behind which the records are this one's
+    metered: Metered | None = None  # at most a minute old, while it lives
 
     @property
     def log_id(self) -> str:

@@ -27,6 +27,7 @@ from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
 from roost.node.images import Hold
 from roost.node.log import LogWriter
 from roost.node.member import Member
+from roost.node.metering import Meter
 from roost.node.pool import Pool
 from roost.node.processes import KEPT, Processes
 from roost.node.protocol import (
@@ -39,6 +40,7 @@ from roost.node.protocol import (
     SaveRequest,
     StartSandbox,
     StopSandbox,
+    Usage,
 )
 from roost.node.record import Record, Records, Stop, boot_id
 from roost.node.saver import Saver
@@ -123,6 +125,8 @@ class Sandbox:
         self._saving = asyncio.Lock()
         self._end_save_begun = False
         self._freezer: Freezer | None = None
+        self._meter: Meter | None = None
+        self._last_usage: Usage | None = None  # its script is over, and nothing counts any more
         self.ended = asyncio.Event()
 
     @property
@@ -161,6 +165,7 @@ class Sandbox:
         assert self._lower
         await member.mount(self._lower.lowers, self.limits)
         await self._saver.place(request.files, member, self._lower.lowers)
+        self._meter = Meter.begin(self.id, member.cgroup, member.site.interface, member.used)
         self._save(self.state)  # from here on a restarted node asks this member's guest init
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
@@ -187,6 +192,9 @@ class Sandbox:
             return False
         self.member = member
         self._freezer = Freezer(member, self.state.frozen, self._write_frozen)
+        if self.record.metered:
+            self._meter = Meter(member.cgroup, member.site.interface, self.record.metered)
+            self._meter.look(self.state.frozen)
         self.log = LogWriter(self.log_path, begins=self.record.log_begins)
         self.log.taken(known.acknowledged)
         self._script = member.guest.adopt(FIRST_PROCESS, self.log.write, self.log.output)
@@ -326,6 +334,7 @@ class Sandbox:
             await asyncio.gather(self._syncing, return_exceptions=True)
         await self._rouse()
         await self._saver.release_files(self.id)  # whoever looks at its files would keep its disk busy
+        self._last_usage = self.usage()  # while the kernel still counts
         member = self.member
         if member and self.record.save and self.state.started_ns is not None:
             self._end_save_begun = True
@@ -335,8 +344,24 @@ class Sandbox:
         if member:
             await self._pool.used(member)
         self.release()
-        await self._become_surely(phase="ended", ended_ns=now_ns(), ipv4=None, ipv6=None)
+        await self._become_surely(phase="ended", ended_ns=now_ns(), ipv4=None, ipv6=None, usage=self._last_usage)
         self.ended.set()
+
+    # what it uses
+
+    def usage(self) -> Usage | None:
+        """Up to now; None for one that never began."""
+        if self._last_usage or self.state.usage:
+            return self._last_usage or self.state.usage
+        if self._meter and self.member:
+            return self._meter.look(self.state.frozen)
+        return self.record.metered.usage if self.record.metered else None
+
+    def keep_usage(self) -> None:
+        """In its record, for a node that follows."""
+        if self.member and self.usage():
+            with contextlib.suppress(OSError):  # a full disk: the next time makes up for it
+                self._save(self.state)
 
     # standing still
 
@@ -370,6 +395,10 @@ class Sandbox:
         """A full disk keeps nobody frozen; it keeps one from being frozen."""
         if frozen and not self.usable:
             raise Conflict(f"sandbox {self.id} is not running, so it cannot be frozen")
+        if self._meter and frozen:
+            self._meter.look(False)
+        elif self._meter:
+            self._meter.tick(True)  # somebody waits for it to wake
         state = msgspec.structs.replace(self.state, frozen=frozen)
         try:
             self._save(state)
@@ -402,7 +431,8 @@ class Sandbox:
         if self.state.script_ended_ns is None:
             await self._become_surely(script_ended_ns=now_ns(), cause="lost", reason=lost)
         self.release()
-        await self._become_surely(phase="ended", ended_ns=now_ns(), frozen=False, ipv4=None, ipv6=None)
+        over = {"phase": "ended", "ended_ns": now_ns(), "frozen": False, "ipv4": None, "ipv6": None}
+        await self._become_surely(**over, usage=self.usage())
         self.ended.set()
 
     @property
@@ -557,8 +587,9 @@ class Sandbox:
 
     def _save(self, state: SandboxState) -> None:
         number = self.member.number if self.member else self.record.member
+        metered = self._meter.metered if self._meter else self.record.metered
         self.record = msgspec.structs.replace(
-            self.record, state=state, boot=boot_id(), member=number, stop=self._asked_to_stop
+            self.record, state=state, boot=boot_id(), member=number, stop=self._asked_to_stop, metered=metered
         )
         self._records.write(self.record)
 

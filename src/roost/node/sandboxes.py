@@ -40,11 +40,15 @@ from roost.node.protocol import (
     Snapshot,
     StartSandbox,
     StopSandbox,
+    Usage,
 )
 from roost.node.record import Record, Records, boot_id
 from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record
 from roost.node.saver import Saver
 
+LOOK = 10.0  # seconds between looks at what each sandbox uses
+KEEP = 60.0  # seconds between writes of it
+AT_ONCE = 16  # sandboxes looked at before anybody else gets a turn: about a millisecond
 GUARD = 1.0  # seconds between looks at the disk that holds the guests' disks
 DISK_FULL = "the node's disk was nearly full, and this sandbox used the most of it"
 LOST = "the sandbox was gone when the node started again (a reboot or a crash), so its exit status is unknown"
@@ -70,7 +74,7 @@ class Sandboxes:
         self._concluding: set[asyncio.Task[None]] = set()
         self._listeners: set[asyncio.Queue[SandboxState]] = set()
         self._pool: Pool | None = None
-        self._guard: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     # what the protocol asks
 
@@ -129,6 +133,26 @@ class Sandboxes:
             return self._over[id]
         await self._known(id).stop(request)
         return self.state(id)
+
+    async def usage(self) -> list[Usage]:
+        """Of all that exist, and of those that have ended until they are forgotten."""
+        told = [state.usage for state in self._over.values()]
+        for at, sandbox in enumerate(list(self._sandboxes.values())):
+            if at % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            told.append(sandbox.usage())
+        return [usage for usage in told if usage]
+
+    async def _watch_usage(self) -> None:
+        kept = 0.0
+        while True:
+            await asyncio.sleep(LOOK)
+            await self.usage()
+            if (now := asyncio.get_running_loop().time()) - kept >= KEEP - LOOK / 2:
+                kept = now
+                for sandbox in list(self._sandboxes.values()):
+                    sandbox.keep_usage()
+                    await asyncio.sleep(0)
 
     def forget(self, id: str) -> None:
         """Of an ended sandbox all but the log. Raises Conflict for one that lives, NotFound."""
@@ -326,8 +350,9 @@ class Sandboxes:
     def _lost(self, record: Record) -> SandboxState:
         """Unless the script was over already: then its result is known."""
         state = msgspec.structs.replace(
-            record.state, phase="ended", ended_ns=now_ns(), frozen=False, ipv4=None, ipv6=None
-        )
+            record.state, phase="ended", ended_ns=now_ns(), frozen=False, ipv4=None, ipv6=None,
+            usage=record.metered.usage if record.metered else None,
+        )  # fmt: skip
         if state.script_ended_ns is None:
             state = msgspec.structs.replace(state, cause="lost", reason=LOST)
             with contextlib.suppress(OSError):
@@ -401,7 +426,7 @@ class Sandboxes:
     # the machine's disk
 
     def open(self) -> None:
-        self._guard = asyncio.create_task(self._watch_disk())
+        self._loops = [asyncio.create_task(loop) for loop in (self._watch_disk(), self._watch_usage())]
 
     async def _watch_disk(self) -> None:
         """Guests' disks are promises that the machine's disk may not keep: before it is full, the largest user goes."""
@@ -424,10 +449,11 @@ class Sandboxes:
 
     async def close(self) -> None:
         """Sandboxes that live stay, for the node that comes next."""
-        if self._guard:
-            self._guard.cancel()
+        for loop in self._loops:
+            loop.cancel()
         await asyncio.gather(*self._starting.values(), *self._concluding, return_exceptions=True)
         for sandbox in self._sandboxes.values():
+            sandbox.keep_usage()
             await sandbox.let_go()
 
     @property

@@ -128,6 +128,7 @@ class Exchange:
 
     def begin(self) -> None:
         self._gateway.exchanges.add(self)
+        self._gateway.requests += 1
         challenges = self._gateway.challenges
         if challenges and (proof := challenges.answer(self._request.host, self._request.target)):
             self._give(200, [(b"Content-Type", b"application/octet-stream")], proof)

@@ -45,6 +45,7 @@ class Gateway:
         self.connections: set[Connection | Http2Connection] = set()
         self.challenges = Challenges()  # of an authority that looks whether hosts are ours
         self.exchanges: set[Exchange] = set()
+        self.requests = 0  # so far
         self.stopping = False
         self._behind = settings.gateway_url
         self._most = MOST_CONNECTIONS

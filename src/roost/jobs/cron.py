@@ -1,0 +1,256 @@
+"""Schedules, and what became of each of their instants: rows only; `scheduler.py` acts on them.
+
+An instant becomes a row of `cron_runs` in the transaction that moves the schedule on to its next one, and that row
+becomes `running` in the transaction that writes its job. So a crash anywhere loses no run and makes none twice.
+"""
+
+from typing import Any, Literal, TypeAlias, cast
+
+import msgspec
+from sqlalchemy import Executable, Row, and_, delete, func, insert, literal, select, text, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import IntegrityError
+
+from roost.clock import now_ns
+from roost.db.database import Database
+from roost.db.schema import cron_runs, crons, jobs
+from roost.db.secret import Secret
+from roost.errors import Conflict, NotFound
+from roost.jobs.cron_times import Missed
+from roost.jobs.job import Job, Order
+from roost.workspaces.workspace import UNFINISHED
+
+Overlap: TypeAlias = Literal["skip", "queue", "parallel"]
+RunStatus: TypeAlias = Literal["queued", "running", "completed", "error", "skipped"]
+
+MAX_CRONS = 1000  # of one account
+MAX_QUEUED = 24  # runs of one schedule that wait
+KEPT_RUNS = 1000  # of one schedule, the newest
+FULL = f"{MAX_QUEUED} earlier runs wait already"
+
+
+class Cron(msgspec.Struct, frozen=True, kw_only=True):
+    """`work` is a sealed Order. `next_ns` is None while it is disabled."""
+
+    id: str
+    account_id: int
+    name: str
+    expression: str
+    timezone: str
+    workspace: str | None
+    persistent: bool
+    work: bytes
+    enabled: bool
+    missed: Missed
+    overlap: Overlap
+    created_ns: int
+    updated_ns: int
+    next_ns: int | None
+
+
+class CronRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One instant of a schedule."""
+
+    id: int
+    cron_id: str
+    scheduled_ns: int
+    status: RunStatus
+    waits: bool
+    reason: str | None
+    request_id: str | None
+    exec_number: int | None
+    vm_id: str | None
+    exit_code: int | None
+    started_ns: int | None
+    ended_ns: int | None
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A schedule, and the newest of its runs that were started."""
+
+    cron: Cron
+    last: CronRun | None
+
+
+# literally, or SQLite does not use the partial index
+_UNENDED = text("cron_runs.status IN ('queued', 'running')")
+_COLUMNS = [crons.c[name] for name in Cron.__struct_fields__]
+_JOBS = select(*(jobs.c[name] for name in Job.__struct_fields__))
+_RUN_COLUMNS = [cron_runs.c[name] for name in CronRun.__struct_fields__]
+
+
+def _cron(row: Row[Any]) -> Cron:
+    return Cron(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
+
+
+def _run(row: Row[Any]) -> CronRun:
+    return CronRun(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
+
+
+def seal(secret: Secret, cron_id: str, order: Order) -> bytes:
+    return secret.seal(msgspec.msgpack.encode(order), cron_id)
+
+
+def order_of(secret: Secret, cron: Cron) -> Order:
+    """Raises Conflict if it cannot be decrypted."""
+    return msgspec.msgpack.decode(secret.open(cron.work, cron.id), type=Order)
+
+
+# ---- what owners do ----------------------------------------------------------------------------------------
+
+
+async def create(database: Database, cron: Cron) -> None:
+    """Raises Conflict when the account has as many as it may."""
+    values = [literal(getattr(cron, column.name), column.type) for column in _COLUMNS]
+    mine = select(func.count()).select_from(crons).where(crons.c.account_id == cron.account_id).scalar_subquery()
+    row = insert(crons).from_select(Cron.__struct_fields__, select(*values).where(mine < MAX_CRONS))
+    (outcome,) = await database.write(row)
+    if not outcome.rows:
+        raise Conflict(f"you have {MAX_CRONS} cron jobs, the most there can be; remove some first")
+
+
+async def of_account(database: Database, account_id: int) -> list[Cron]:
+    """The newest first."""
+    mine = select(*_COLUMNS).where(crons.c.account_id == account_id)
+    return [_cron(row) for row in await database.read(mine.order_by(crons.c.created_ns.desc(), crons.c.id))]
+
+
+async def find(database: Database, account_id: int, cron_id: str) -> Cron:
+    """Raises NotFound."""
+    cron = await read(database, cron_id)
+    if cron is None or cron.account_id != account_id:
+        raise NotFound(f"there is no cron job {cron_id[:80]!r}; GET /api/v1/mags-cron lists yours")
+    return cron
+
+
+async def with_last(database: Database, listed: list[Cron]) -> list[Listed]:
+    """In the same order."""
+    if not listed:
+        return []
+    mine = crons.c.account_id == listed[0].account_id
+    newest = (
+        select(cron_runs.c.id)
+        .where(cron_runs.c.cron_id == crons.c.id, cron_runs.c.started_ns.is_not(None))
+        .order_by(cron_runs.c.scheduled_ns.desc())
+        .limit(1)
+        .correlate(crons)
+        .scalar_subquery()
+    )
+    one = crons.c.id == listed[0].id if len(listed) == 1 else mine
+    query = select(*_RUN_COLUMNS).select_from(crons).join(cron_runs, cron_runs.c.id == newest).where(one)
+    last = {row.cron_id: _run(row) for row in await database.read(query)}
+    return [Listed(cron, last.get(cron.id)) for cron in listed]
+
+
+async def change(database: Database, cron: Cron, **values: Any) -> None:
+    await database.write(update(crons).where(crons.c.id == cron.id).values(**values, updated_ns=now_ns()))
+
+
+async def remove(database: Database, cron: Cron) -> None:
+    """With its history; the jobs that it started are their own."""
+    await database.write(delete(crons).where(crons.c.id == cron.id))
+
+
+async def history(database: Database, cron: Cron, most: int) -> list[CronRun]:
+    """The newest first."""
+    query = select(*_RUN_COLUMNS).where(cron_runs.c.cron_id == cron.id)
+    return [_run(row) for row in await database.read(query.order_by(cron_runs.c.scheduled_ns.desc()).limit(most))]
+
+
+# ---- what the scheduler does -------------------------------------------------------------------------------
+
+
+async def read(database: Database, cron_id: str) -> Cron | None:
+    rows = await database.read(select(*_COLUMNS).where(crons.c.id == cron_id))
+    return _cron(rows[0]) if rows else None
+
+
+async def next_due(database: Database) -> int | None:
+    """The earliest instant of any schedule."""
+    query = select(crons.c.next_ns).where(crons.c.next_ns.is_not(None)).order_by(crons.c.next_ns).limit(1)
+    rows = await database.read(query)
+    return rows[0].next_ns if rows else None
+
+
+async def due(database: Database, until_ns: int, most: int) -> list[Cron]:
+    query = select(*_COLUMNS).where(crons.c.next_ns.is_not(None), crons.c.next_ns <= until_ns)
+    return [_cron(row) for row in await database.read(query.order_by(crons.c.next_ns).limit(most))]
+
+
+async def record_due(database: Database, cron: Cron, runs: list[CronRun], next_ns: int | None) -> None:
+    """The instants that have come, and the next one, together. Raises StateUnwritable.
+
+    A schedule that was changed meanwhile keeps its new next instant; of one that was removed nothing is written.
+    """
+    rows = [upsert(cron_runs).values(_values(run)).on_conflict_do_nothing() for run in runs]
+    unchanged = update(crons).where(crons.c.id == cron.id, crons.c.next_ns == cron.next_ns)
+    try:
+        await database.write(*rows, unchanged.values(next_ns=next_ns), _forget_old(cron.id))
+    except IntegrityError:
+        if await read(database, cron.id) is not None:
+            raise
+
+
+def _values(run: CronRun) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in CronRun.__struct_fields__ if name != "id"}
+
+
+def _forget_old(cron_id: str) -> Executable:
+    of_it = cron_runs.c.cron_id == cron_id
+    newest_first = select(cron_runs.c.id).where(of_it).order_by(cron_runs.c.scheduled_ns.desc())
+    old = newest_first.offset(KEPT_RUNS).limit(-1)
+    return delete(cron_runs).where(cron_runs.c.id.in_(old), cron_runs.c.status.not_in(("queued", "running")))
+
+
+def instant(cron: Cron, scheduled_ns: int, waits: bool) -> CronRun:
+    """Before it is anything but due; its id is chosen by the database."""
+    return CronRun(
+        id=0, cron_id=cron.id, scheduled_ns=scheduled_ns, status="queued", waits=waits, reason=None, request_id=None,
+        exec_number=None, vm_id=None, exit_code=None, started_ns=None, ended_ns=None,
+    )  # fmt: skip
+
+
+async def queued(database: Database, cron_id: str) -> list[CronRun]:
+    """Oldest first."""
+    query = select(*_RUN_COLUMNS).where(cron_runs.c.cron_id == cron_id, cron_runs.c.status == "queued", _UNENDED)
+    return [_run(row) for row in await database.read(query.order_by(cron_runs.c.scheduled_ns))]
+
+
+async def unended(database: Database) -> list[CronRun]:
+    """Of all schedules; what the last process left behind."""
+    return [_run(row) for row in await database.read(select(*_RUN_COLUMNS).where(_UNENDED).order_by(cron_runs.c.id))]
+
+
+def started(run: CronRun, request_id: str, started_ns: int, exec_number: int | None = None) -> Executable:
+    """Goes with the insertion of its job, or before its sandbox is entered."""
+    row = update(cron_runs).where(cron_runs.c.id == run.id, cron_runs.c.status == "queued")
+    return row.values(status="running", request_id=request_id, started_ns=started_ns, exec_number=exec_number)
+
+
+async def record(database: Database, run: CronRun, **values: Any) -> None:
+    """Raises StateUnwritable."""
+    await database.write(update(cron_runs).where(cron_runs.c.id == run.id, _UNENDED).values(**values))
+
+
+async def job_of(database: Database, request_id: str) -> Job | None:
+    rows = await database.read(_JOBS.where(jobs.c.request_id == request_id))
+    return Job(**cast("dict[str, Any]", rows[0]._mapping)) if rows else None  # pyright: ignore[reportPrivateUsage]
+
+
+async def holder(database: Database, cron: Cron) -> Job | None:
+    """The job whose sandbox the schedule's next run would need: its workspace's writer, or its own that stays."""
+    if cron.workspace is not None:
+        mine = jobs.c.account_id == cron.account_id
+        rows = await database.read(_JOBS.where(mine, jobs.c.workspace == cron.workspace, UNFINISHED))
+    elif cron.persistent:
+        own = and_(jobs.c.persistent, jobs.c.workspace.is_(None))
+        newest = (
+            select(cron_runs.c.request_id)
+            .where(cron_runs.c.cron_id == cron.id, cron_runs.c.request_id.is_not(None))
+            .order_by(cron_runs.c.scheduled_ns.desc())
+            .limit(1)
+        )
+        rows = await database.read(_JOBS.where(jobs.c.request_id == newest.scalar_subquery(), own, UNFINISHED))
+    else:
+        return None
+    return Job(**cast("dict[str, Any]", rows[0]._mapping)) if rows else None  # pyright: ignore[reportPrivateUsage]
