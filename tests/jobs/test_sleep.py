@@ -389,7 +389,7 @@ async def test_killed_while_it_goes_cold_the_next_start_finishes_it(opened: Open
 async def test_killed_before_a_cold_sandbox_was_stopped_the_next_start_stops_it(opened: Open, node: Node) -> None:
     async with opened() as live:
         job, _ = await running(live, node)
-        await jobs.record_cooling(live._means.database, msgspec.structs.replace(job, asleep_ns=1))  # pyright: ignore[reportPrivateUsage]
+        await jobs.record_cooling(live._means.database, job, 1)  # pyright: ignore[reportPrivateUsage]
     async with opened() as live:
 
         async def is_cold() -> bool:

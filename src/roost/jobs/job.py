@@ -320,10 +320,10 @@ def record_awake(database: Database, job: Job) -> None:
     database.write_soon(row.values(status="running", depth=None, asleep_ns=None))
 
 
-async def record_cooling(database: Database, job: Job) -> None:
+async def record_cooling(database: Database, job: Job, asleep_ns: int) -> None:
     """Raises StateUnwritable."""
     row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.ended_ns.is_(None))
-    await database.write(row.values(status="sleeping", depth="cooling", asleep_ns=job.asleep_ns))
+    await database.write(row.values(status="sleeping", depth="cooling", asleep_ns=asleep_ns))
 
 
 async def record_cold(database: Database, job: Job, revision: protocol.Revision | None, note: str | None) -> Job:

@@ -175,17 +175,18 @@ def _save_of(run: Run) -> SaveRequest | None:
 
 
 async def _write_cooling(run: Run, means: Means) -> None:
-    """Before the sandbox is touched, so that whoever finds it ended knows why."""
+    """Before the sandbox is touched, so that whoever finds it ended knows why; told only when it is durable."""
     if run.job.depth == "cooling":
-        return None
-    cooling = {"status": "sleeping", "depth": "cooling", "asleep_ns": run.job.asleep_ns or now_ns()}
+        return
+    asleep_ns = run.job.asleep_ns or now_ns()
     while True:
         try:
-            run.become(**cooling)
-            return await jobs.record_cooling(means.database, run.job)
+            await jobs.record_cooling(means.database, run.job, asleep_ns)
+            break
         except StateUnwritable as error:
             log.warning("job.unrecorded", request_id=run.job.request_id, error=str(error))
             await asyncio.sleep(WRITE_AGAIN)
+    run.become(status="sleeping", depth="cooling", asleep_ns=asleep_ns)
 
 
 async def _go_cold(run: Run, means: Means, note: str | None) -> bool:
