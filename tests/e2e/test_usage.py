@@ -51,7 +51,7 @@ def test_cpu_and_traffic_of_a_job_are_told(roost: RunningRoost) -> None:
     assert used["total_jobs"] == 1
     assert 1_100_000 < used["bytes_out"] < 1_500_000
     assert 0.5 < used["vm_seconds"] < 60
-    assert used["memory_mb_seconds"] > 1
+    assert used["memory_mb_seconds"] > 0.1  # about a megabyte, for about a second
     assert used["frozen_seconds"] == 0
 
 
