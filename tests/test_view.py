@@ -80,6 +80,13 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     return json.loads((place / "serve" / "found.json").read_text())
 
 
+def mounts_of(place: Path) -> list[str]:
+    """Those at `place` and those that no other test could have made: neither sandboxes' nor in a place of their own."""
+    others = ("/run/roost/", "/tmp/")
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if (at := line.split()[4]).startswith(str(place)) or not at.startswith(others)]
+
+
 def test_the_program_runs_from_a_closed_place_without_any_privilege(
     closed_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +95,7 @@ def test_the_program_runs_from_a_closed_place_without_any_privilege(
         server.bind("node.sock")
         (closed_place / "sockets" / "node.sock").chmod(0o666)
         server.listen()
-        mounts = Path("/proc/self/mountinfo").read_text()
+        mounts = mounts_of(closed_place)
         found = probe(closed_place)
 
     nobody = pwd.getpwnam("nobody")
@@ -105,7 +112,7 @@ def test_the_program_runs_from_a_closed_place_without_any_privilege(
     assert found["write_tmp"] == "None"
     assert found["connect"] == "None"
     assert found["resolve"] == "127.0.0.1"
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert mounts_of(closed_place) == mounts
 
 
 def test_links_are_followed_to_what_they_mean(tmp_path: Path) -> None:

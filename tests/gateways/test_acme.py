@@ -153,7 +153,7 @@ async def test_an_account_is_registered_once(pebble: Pebble, tmp_path: Path) -> 
         authority = Authority(pebble.directory, None, pebble.trust, kept)
         async with answering(pebble.http_port, authority.challenges):
             key, chain = await authority.certificate(host)
-        kept.keep(host, key, chain)
+        kept.keep(host, key, chain, 0)
         accounts.add(kept.account())
         authority.close()
     assert len(accounts) == 1
@@ -167,7 +167,7 @@ async def test_an_authority_that_refuses_most_nonces_is_asked_again(tmp_path: Pa
         async with answering(pebble.http_port, authority.challenges):
             key, chain = await authority.certificate(HOST)
         authority.close()
-        assert kept.keep(HOST, key, chain).covers(HOST)
+        assert kept.keep(HOST, key, chain, 0).covers(HOST)
 
 
 async def test_an_authority_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ async def test_what_leads_nowhere_is_not_renewed_and_forgotten_when_it_ends(sour
     clock, kept = Clock(), Kept(tmp_path / "kept")
     kept.prepare()
     chain, key = source.lab.issue("stranger.apps.localhost")
-    kept.keep("stranger.apps.localhost", key, chain)
+    kept.keep("stranger.apps.localhost", key, chain, 0)
     clock.move(80 * DAY)
     async with issuing(source, clock, tmp_path) as certificates:
         await certificates.renew_due()

@@ -171,11 +171,12 @@ class Issuing:
             log.info("certificate.ordering", host=host)
             try:
                 key, chain = await self._source.certificate(host)
-                certificate = await self._threads.run(lambda: self._kept.keep(host, key, chain))
+                ordered = self._now()
+                certificate = await self._threads.run(lambda: self._kept.keep(host, key, chain, ordered))
             except (RoostError, OSError) as error:
                 await self._failed(host, error)
                 return None
-        self._terms[host] = Term(certificate.begins, certificate.ends, self._now())
+        self._terms[host] = Term(certificate.begins, certificate.ends, ordered)
         self._failures.pop(host, None)
         self._remember(host, certificate)
         log.info("certificate.issued", host=host, ends=certificate.ends.isoformat())

@@ -53,12 +53,15 @@ class Kept:
     def keep_account(self, data: bytes) -> None:
         self._write("account.json", data)
 
-    def keep(self, host: str, key: bytes, chain: bytes) -> Certificate:
-        """Raises Invalid, and keeps nothing, when they do not belong together or to the host."""
+    def keep(self, host: str, key: bytes, chain: bytes, ordered: float) -> Certificate:
+        """Raises Invalid, and keeps nothing, when they do not belong together or to the host.
+
+        `ordered`, seconds since the epoch, is the file's time: of the clock that limits orders, not of the disk's.
+        """
         certificate = certificate_of(chain, key, f"what the authority sent for {host}")
         if not certificate.covers(host):
             raise Invalid(f"the authority sent a certificate for {certificate.names[:5]}, not for {host}")
-        self._write(f"{_checked(host)}.pem", key + chain)
+        self._write(f"{_checked(host)}.pem", key + chain, ordered)
         self.forget_failure(host)
         return certificate
 
@@ -103,11 +106,13 @@ class Kept:
         except FileNotFoundError:
             return None
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes, modified: float | None = None) -> None:
         new = self.place / f"{name}.new"
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(data)
             file.flush()
+            if modified is not None:
+                os.utime(file.fileno(), (modified, modified))
             os.fsync(file.fileno())
         new.replace(self.place / name)
         directory = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
