@@ -281,7 +281,7 @@ class RunningRoost:
         up = self.process
         eventually(lambda: "Roost is ready" in self.said() or up.poll() is not None, READY_SECONDS, "it is not ready")
         assert up.poll() is None, self.said()
-        self.number = next(n for n in range(16) if _owner(n) == str(self.state))
+        self.number = self.claimed()
         self.listen = urllib.parse.urlsplit(self.api.url).netloc  # the same address after a restart
         return self
 
@@ -376,21 +376,27 @@ class RunningRoost:
 
     def left_behind(self) -> list[str]:
         """What is still there of it, to be asked once it has stopped."""
-        found = [f"mount: {line}" for line in _mounts() if f" {self.place}/" in line]
+        found = [f"mount: {line}" for line in mounts() if f" {self.place}/" in line]
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
                 if backing.read_text().startswith(f"{self.place}/"):
                     found.append(f"loop device: {backing}")
+        if self.number < 0:  # it never became ready; a number that is still its own was not given back
+            self.number = self.claimed()
         if self.number >= 0:
             named = self._left_by_number()
             if _owner(self.number) in (None, str(self.state)):  # else another instance has the number by now
                 found += named
         return found
 
+    def claimed(self) -> int:
+        """The number that its state has now; -1: none."""
+        return next((number for number in range(16) if _owner(number) == str(self.state)), -1)
+
     def _left_by_number(self) -> list[str]:
         number = self.number
         found = [str(self.runtime_dir)] if self.runtime_dir.exists() else []
-        found += [f"mount: {line}" for line in _mounts() if f" {self.runtime_dir}/" in line]
+        found += [f"mount: {line}" for line in mounts() if f" {self.runtime_dir}/" in line]
         found += [str(link) for link in Path("/sys/class/net").glob(f"r{number}v*")]
         found += [str(group) for group in CGROUPS.glob(f"*/roost-{number}")]
         found += [f"process: {pid}" for pid in self.guests()]
@@ -410,5 +416,5 @@ def _owner(number: int) -> str | None:
     return None
 
 
-def _mounts() -> list[str]:
+def mounts() -> list[str]:
     return Path("/proc/self/mountinfo").read_text().splitlines()

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import an_instance
-from tests.e2e.instance import PROGRAM, Api, Ended, RunningRoost, clean_environment, eventually
+from tests.e2e.instance import PROGRAM, RUN, Api, Ended, RunningRoost, clean_environment, eventually, mounts
 
 VICTIMS = [("node",), ("serve",), ("serve", "node"), ("up",)]  # the others end with `up`
 LINES = 60
@@ -361,6 +361,13 @@ def test_a_start_on_a_full_or_read_only_state_directory_says_so(small_roost: Run
     assert "Traceback" not in small_roost.said()
     subprocess.run(["mount", "-o", "remount,rw", small_roost.state], check=True)
     assert small_roost.start().api.run("echo works").stdout == b"works\n"
+
+
+def test_a_stop_during_the_start_leaves_nothing(unstarted_roost: RunningRoost) -> None:
+    unstarted_roost.launch()
+    eventually(lambda: any(str(RUN / f"{unstarted_roost.claimed()}/guest") in line for line in mounts()))
+    assert unstarted_roost.terminate() == 0
+    assert unstarted_roost.claimed() == -1  # what is there of a number that was not given back, the fixture looks for
 
 
 # ---- privileges and secrets ----

@@ -367,13 +367,14 @@ def run(settings: NodeSettings) -> None:
 
 
 async def _run(settings: NodeSettings) -> None:
+    asked_to_stop = _asked_to_stop()  # from now on: a stop during the start must leave nothing behind either
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = load_store(settings)
     ground = build_ground(settings)
     lay_guest_root(settings.runtime_dir / "guest", build.build())
     await ground.network.open()
     images = ImageStore(settings.images)
     await images.sweep()
-    store = load_store(settings)
     depot = Depot(store, settings.state / "indexes")
     uploads = Uploads(await asyncio.to_thread(open_store, store.url, store.options))
     layers = Layers(settings.state / "layers", ground.disks, images, depot, settings.layer_cache_gb * GIB)
@@ -397,7 +398,7 @@ async def _run(settings: NodeSettings) -> None:
     dials.open()
     runner = await _serve(routes, settings)
     log.info("node.ready", runtime=ground.runtime.name, cgroup=ground.hierarchies.version)
-    await _asked_to_stop()
+    await asked_to_stop.wait()
     node.leave()
     await dials.close()
     await sessions.close()
@@ -423,11 +424,12 @@ async def _serve(routes: list[web.RouteDef], settings: NodeSettings) -> web.AppR
     return runner
 
 
-async def _asked_to_stop() -> None:
+def _asked_to_stop() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
-    await asked.wait()
+    return asked
 
 
 async def _leave_nothing(ground: Ground) -> None:
