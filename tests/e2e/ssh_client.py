@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -114,6 +115,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_pair() -> int:
+    """The lower of two ports, below those that the kernel gives to others meanwhile."""
+    for low in random.sample(range(20_000, 32_000, 2), 1000):
+        try:
+            for port in (low, low + 1):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return low
+    raise AssertionError("no two ports in a row are free")
 
 
 def uid() -> str:

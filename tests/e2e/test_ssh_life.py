@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import an_instance
 from tests.e2e.instance import PROGRAM, RunningRoost, clean_environment, eventually
-from tests.e2e.ssh_client import SshClient, free_port, uid, with_access, with_own_key
+from tests.e2e.ssh_client import SshClient, free_pair, free_port, uid, with_access, with_own_key
 from tests.e2e.test_clients import program_with
 
 pytestmark = pytest.mark.e2e
@@ -25,7 +25,7 @@ def persistent(roost: RunningRoost, script: str = "sleep infinity", **fields: ob
 @pytest.fixture(scope="module")
 def ported_roost() -> Iterator[RunningRoost]:
     """Running, with two ports for jobs that want one of their own."""
-    low = free_port()
+    low = free_pair()
     with an_instance("--min-pool-size", "1", "--ssh-ports", f"{low}-{low + 1}") as instance:
         yield instance.start()
 

@@ -10,9 +10,9 @@ import pytest
 from roost.clock import now_ns
 from roost.db import migrate
 from roost.errors import Asleep, Conflict
-from roost.jobs import idle
+from roost.jobs import idle, sleep
 from roost.jobs import job as jobs
-from roost.jobs.job import Job
+from roost.jobs.job import Depth, Job
 from roost.jobs.live import LiveJobs
 from roost.jobs.run import Run
 from roost.node.protocol import NodeInfo
@@ -129,6 +129,30 @@ async def test_access_while_it_is_being_frozen_cancels_an_automatic_sleep(opened
         assert (await access) is run and run.awake
         assert not node.states[job.vm_id].frozen
         assert live.as_now(await reread(live, job)).status == "running"
+
+
+@pytest.mark.parametrize("depth", ["frozen", "cold"])
+async def test_what_was_begun_before_a_wish_to_sleep_ends_first(opened: Open, node: Node, depth: Depth) -> None:
+    async with opened() as live:
+        job, run = await running(live, node)
+        with run.use():
+            asleep = asyncio.create_task(live.sleep(job, depth, 5))
+            await until(lambda: run.drowsy)
+            later = asyncio.create_task(live.awake(job, 5))
+            await asyncio.sleep(0.05)
+            assert not (asleep.done() or later.done() or node.states[job.vm_id].frozen or job.vm_id in node.stops)
+        assert (await later).awake
+        await asleep
+
+
+async def test_what_does_not_end_stands_still_with_its_sandbox(
+    opened: Open, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleep, "LAST_USES", 0.05)
+    async with opened() as live:
+        job, run = await running(live, node)
+        with run.use():
+            assert (await live.sleep(job, "frozen", 5)).status == "sleeping"
 
 
 async def test_a_sleeper_goes_cold_after_a_while_and_its_files_are_the_workspace(opened: Open, node: Node) -> None:

@@ -21,6 +21,8 @@ from roost.node.protocol import Freeze, Revision, SaveRequest, StopSandbox
 PUT_TO_SLEEP = "put to sleep"
 GRACE = 5.0  # seconds between TERM and KILL when it goes cold
 SHUT_DOWN_GRACE = 2.0  # … because Roost is stopping
+LAST_USES = 2.0  # seconds that open requests and commands have to end, of a sandbox that somebody puts to sleep
+LOOK = 0.005  # seconds
 WRITE_AGAIN = 1.0  # seconds
 LIVED = 600.0  # seconds after which the end of a sandbox that was recovered counts as its first
 LONGEST_PAUSE = 60.0  # seconds before one that ends again and again is started again
@@ -79,6 +81,7 @@ async def _freeze(run: Run, means: Means) -> bool:
     if not run.over and not _disturbed(run):
         run.drowsy = True
         run.note()
+        await _let_uses_end(run)
         try:
             run.hear(await means.node.freeze(run.job.vm_id, Freeze()))
         except NodeUnavailable:
@@ -102,6 +105,15 @@ async def _freeze(run: Run, means: Means) -> bool:
 def _disturbed(run: Run) -> bool:
     """Access cancels a sleep that nobody asked for."""
     return run.sleep_automatic and (run.wake_wanted or run.uses > 0)
+
+
+async def _let_uses_end(run: Run) -> None:
+    """What was begun just before is answered; who comes now waits, and wakes it again. Long ones stop with it."""
+    until = time.monotonic() + LAST_USES
+    while run.uses and time.monotonic() < until and not (_frozen(run) or run.over or run.stop_requested):
+        if run.shutting_down:
+            return
+        await asyncio.sleep(LOOK)
 
 
 async def _save_first(run: Run, means: Means) -> None:
@@ -152,6 +164,7 @@ async def _thaw(run: Run, means: Means) -> None:
 async def _cool(run: Run, means: Means) -> bool:
     run.drowsy = True
     run.note()
+    await _let_uses_end(run)
     await _write_cooling(run, means)
     grace = SHUT_DOWN_GRACE if run.shutting_down else GRACE
     stop = StopSandbox(reason=PUT_TO_SLEEP, grace_seconds=grace, save=_save_of(run))
