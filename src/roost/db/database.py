@@ -68,14 +68,17 @@ class Database:
             threads.shutdown()
         self._engine.dispose()
 
-    async def read(self, statement: Executable) -> list[Row[Any]]:
-        """All rows, as of the last commit."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._read_threads, self._read, statement)
+    async def read(self, statement: Executable, **values: Any) -> list[Row[Any]]:
+        """All rows, as of the last commit; `values` are those of its bound parameters.
 
-    def _read(self, statement: Executable) -> list[Row[Any]]:
+        To build a statement takes longer than to run it, so those of hot paths are made once, with parameters.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._read_threads, self._read, statement, values)
+
+    def _read(self, statement: Executable, values: dict[str, Any]) -> list[Row[Any]]:
         with self._connection().begin():
-            return list(self._connection().execute(statement))
+            return list(self._connection().execute(statement, values))
 
     def _connection(self) -> Connection:
         if not hasattr(self._local, "connection"):
