@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias, cast
 import msgspec
 from sqlalchemy import (
     Executable,
-    Insert,
     Integer,
     Row,
     Select,
@@ -30,7 +29,7 @@ from sqlalchemy.exc import IntegrityError
 
 from roost import ids
 from roost.clock import now_ns
-from roost.db.database import Database, Outcome
+from roost.db.database import Bound, Database, Outcome, Statement
 from roost.db.schema import accounts, jobs
 from roost.db.secret import Secret
 from roost.errors import NotFound
@@ -174,7 +173,11 @@ def _job(row: Row[Any]) -> Job:
     return Job(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
 
 
-Also: TypeAlias = Callable[[str], Executable]  # what takes effect with a job that has this request id, or not at all
+Also: TypeAlias = Callable[[str], Statement]  # what takes effect with a job that has this request id, or not at all
+
+
+_INSERT = insert(jobs)
+_COUNT = update(accounts).where(accounts.c.id == bindparam("account", type_=Integer)).values(jobs=accounts.c.jobs + 1)
 
 
 async def submit(database: Database, secret: Secret, account_id: int, order: Order, also: Also | None = None) -> Job:
@@ -203,8 +206,8 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
     }
     told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds
     sealed = _seal(secret, order.work.environment, request_id)
-    row = insert(jobs).values(**told, script=order.work.script, environment=sealed)
-    counted = update(accounts).where(accounts.c.id == account_id).values(jobs=accounts.c.jobs + 1)
+    row = Bound(_INSERT, {**told, "script": order.work.script, "environment": sealed})
+    counted = Bound(_COUNT, {"account": account_id})
     more = (counted,) if also is None else (counted, also(request_id))
     if keeping.workspace is None:
         outcome = (await database.write(*more, row))[-1]
@@ -215,7 +218,7 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
 
 
 async def _insert_writer(
-    database: Database, account_id: int, row: Insert, name: str, more: tuple[Executable, ...]
+    database: Database, account_id: int, row: Bound, name: str, more: tuple[Statement, ...]
 ) -> Outcome:
     """The row and what goes with it; of several at once, one gets in."""
     while True:
