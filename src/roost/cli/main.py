@@ -33,6 +33,7 @@ COMMANDS = {
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
     "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
     "image": ("images", "image", "List, import, pull and build images."),
