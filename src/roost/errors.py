@@ -41,6 +41,14 @@ class Forbidden(RoostError):
     """The caller is known, or need not be, and may not do this."""
 
 
+class Throttled(RoostError):
+    """The caller asks too often; the same request may be made again in `seconds`."""
+
+    def __init__(self, text: str, seconds: int) -> None:
+        super().__init__(text)
+        self.seconds = seconds
+
+
 class NoCapacity(RoostError):
     """The machine is full for now; the same request may succeed later."""
 

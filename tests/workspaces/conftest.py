@@ -10,6 +10,7 @@ import pytest
 from litestar import Litestar
 from sqlalchemy import insert
 
+from roost.accounts.identity import identity_of
 from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
@@ -56,8 +57,10 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
         ):
             routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
+            tokens = Tokens(database)
+            identity = identity_of(database, tokens, key, settings)
             plane = ControlPlane(
-                database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
+                database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
                 key, scheduler,
             )  # fmt: skip
             app = build(plane)

@@ -1,15 +1,14 @@
 """The HTTP API: all routes in one list, and what holds for every one of them.
 
-A request passes `require_token`, then its handler reads, does and answers; conditions become answers in `errors.py`.
+A request passes `guard.require_scope`, then its handler reads, does and answers; conditions become answers in
+`errors.py`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from litestar import Litestar, Router
-from litestar.connection import ASGIConnection
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -35,6 +34,7 @@ from roost.api import (
     workspaces,
 )
 from roost.api.bodies import MAX_BODY
+from roost.api.guard import require_scope
 from roost.api.plane import ControlPlane
 from roost.api.timing import Durations
 from roost.errors import RoostError
@@ -107,22 +107,15 @@ ROUTES = [
 ]
 
 
-async def require_token(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Before the body is read. Raises Unauthenticated."""
-    if not handler.opt.get("open"):
-        plane: ControlPlane = connection.app.state.plane
-        connection.scope["user"] = await plane.tokens.account(connection.headers.get("authorization", ""))
-
-
 def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     """`gateway` is counted by the metrics."""
 
     def the_plane() -> ControlPlane:
         return plane
 
-    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_token])
-    newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_token], include_in_schema=False)
-    scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_token])
+    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope])
+    newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_scope], include_in_schema=False)
+    scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
     app = Litestar(
         route_handlers=[api, newer, scraped, about.openapi, about.docs],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
