@@ -69,5 +69,9 @@ class StoreUnavailable(RoostError):
     """The object store does not answer as it should; nothing was lost, and the same call may be made again."""
 
 
+class ProviderUnavailable(RoostError):
+    """The OpenID provider does not answer as one should; the text says what it did."""
+
+
 class Damaged(RoostError):
     """What the store returned is not what was written, or was written with another key: run `roost workspace check`."""

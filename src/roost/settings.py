@@ -33,6 +33,12 @@ class ServeSettings:
     ssh_host: str | None = None  # the name that clients are told; None: of the API's own request
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
 
+    oidc_issuer: str | None = None  # of an OpenID provider, whose users may log in
+    oidc_client_id: str | None = None
+    oidc_client_secret: Path | None = None  # a file; None: in the environment
+    oidc_domains: tuple[str, ...] = ()  # of e-mail addresses that are let in
+    oidc_emails: tuple[str, ...] = ()
+
     @property
     def database(self) -> Path:
         return self.state_dir / "roost.db"

@@ -1,8 +1,11 @@
 """The parts of accounts that know people: made in one place, so that a change is seen by all who remember callers."""
 
+import os
 from dataclasses import dataclass
 
+from roost.accounts.devices import Devices
 from roost.accounts.members import Members
+from roost.accounts.oidc import SECRET_VARIABLE, Oidc, provider_of
 from roost.accounts.passwords import Passwords
 from roost.accounts.sessions import Sessions
 from roost.accounts.throttle import Throttle
@@ -18,7 +21,8 @@ class Identity:
     sessions: Sessions
     users: Users
     members: Members
-    throttle: Throttle
+    devices: Devices
+    oidc: Oidc | None  # None: there is no OpenID provider
 
 
 def identity_of(database: Database, tokens: Tokens, secret: Secret, settings: ServeSettings) -> Identity:
@@ -29,4 +33,6 @@ def identity_of(database: Database, tokens: Tokens, secret: Secret, settings: Se
         sessions.forget()
 
     users = Users(database, Passwords(), throttle, changed)
-    return Identity(sessions, users, Members(database, changed), throttle)
+    provider = provider_of(settings, os.environ.get(SECRET_VARIABLE))
+    oidc = Oidc(provider, secret, users) if provider else None
+    return Identity(sessions, users, Members(database, changed), Devices(database, throttle), oidc)

@@ -133,6 +133,10 @@ class Users:
         rows = await self._database.read(query)
         return _user(rows[0]) if rows else None
 
+    async def with_email(self, email: str) -> User | None:
+        rows = await self._database.read(select(users).where(users.c.email == email))
+        return _user(rows[0]) if rows else None
+
     async def link(self, user: User, issuer: str, subject: str) -> None:
         """Raises Conflict where the user is known to that issuer as somebody else."""
         known = (identities.c.user_id == user.id, identities.c.issuer == issuer)

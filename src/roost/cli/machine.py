@@ -87,6 +87,11 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--account-connections", type=limit, default=20_000, show_default=True, help="Of an account."),
         click.option("--ssh", default="127.0.0.1:2222", show_default=True, metavar="HOST:PORT", help="SSH gateway."),
         click.option("--ssh-host", metavar="NAME", help="What clients are told [as they reached the API]."),
+        click.option("--oidc-issuer", metavar="URL", help="OpenID provider whose users may log in."),
+        click.option("--oidc-client-id", metavar="ID", help="How it knows this Roost."),
+        click.option("--oidc-client-secret", type=FILE, help="[ROOST_OIDC_CLIENT_SECRET in the environment]"),
+        click.option("--oidc-domain", "oidc_domains", multiple=True, help="Whose addresses are let in; repeatable."),
+        click.option("--oidc-email", "oidc_emails", multiple=True, help="An address that is let in; repeatable."),
         click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
     )
     for option in reversed(options):
