@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+OIDC_SECRET_VARIABLE = "ROOST_OIDC_CLIENT_SECRET"  # noqa: S105 - the name of an environment variable
+
 
 @dataclass(frozen=True)
 class ServeSettings:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from roost import instance, linux, view
-from roost.accounts.oidc import SECRET_VARIABLE
 from roost.errors import Conflict, Invalid, NoCapacity, SetupMissing
 from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
+from roost.settings import OIDC_SECRET_VARIABLE
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -221,7 +221,10 @@ def _launch_serve(
 
     reading, writing = os.pipe()
     try:
-        variables = environment("LANG", "LC_ALL", "TZ", SECRET_VARIABLE) | {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
+        variables = environment("LANG", "LC_ALL", "TZ", OIDC_SECRET_VARIABLE) | {
+            "HOME": "/tmp",
+            "PYTHONUNBUFFERED": "1",
+        }
         pid = launch(command, variables, reading, drop, [door.fileno() for door in doors.values()])
         os.write(writing, token.encode() + b"\n")
         return pid

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from argon2.profiles import CHEAPEST
 from litestar import Litestar
 from sqlalchemy import insert
 
 from roost.accounts.identity import identity_of
+from roost.accounts.passwords import Passwords
 from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
@@ -58,7 +60,7 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
             routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
             tokens = Tokens(database)
-            identity = identity_of(database, tokens, key, settings)
+            identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
                 key, scheduler,

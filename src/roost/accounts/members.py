@@ -77,7 +77,7 @@ class Members:
             .order_by(members.c.created_ns, users.c.name)
         )
         rows = await self._database.read(query)
-        return [Member(name, email, role, ended is not None, since) for name, email, role, ended, since in rows]
+        return [Member(row.name, row.email, row.role, row.disabled_ns is not None, row.created_ns) for row in rows]
 
     async def find(self, account_id: int, user: str) -> User:
         """A member, by name or e-mail address. Raises NotFound, also for users who are none."""

@@ -21,6 +21,7 @@ import msgspec
 from roost.accounts.users import User, Users, mailed
 from roost.db.secret import Secret
 from roost.errors import Conflict, Forbidden, Invalid, ProviderUnavailable, Unauthenticated
+from roost.settings import OIDC_SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from joserfc.jwk import KeySet
@@ -34,7 +35,6 @@ KEPT = 3600  # seconds that what the provider says about itself, and its keys, a
 FETCHED_ANEW_AFTER = 30  # seconds, when a token names a key that is not among them
 LEEWAY = 60  # seconds that clocks may differ
 ALGORITHMS = ("RS256", "PS256", "ES256", "RS384", "PS384", "ES384", "RS512", "PS512", "ES512", "Ed25519", "EdDSA")
-SECRET_VARIABLE = "ROOST_OIDC_CLIENT_SECRET"  # noqa: S105 - the variable's name
 BEGIN_AGAIN = "this login took too long, or began in another browser; begin again at /login"
 NAMES = 20  # tried for somebody new
 
@@ -67,7 +67,7 @@ class Endpoints(msgspec.Struct, frozen=True):
     token_endpoint: str
     jwks_uri: str
     userinfo_endpoint: str = ""
-    token_endpoint_auth_methods_supported: list[str] = ["client_secret_basic"]
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
 
 
 def provider_of(settings: "ServeSettings", secret: str | None) -> Provider | None:
@@ -82,7 +82,9 @@ def provider_of(settings: "ServeSettings", secret: str | None) -> Provider | Non
     if settings.oidc_client_secret is not None:
         secret = _read_secret(settings.oidc_client_secret)
     if not secret:
-        raise Invalid(f"--oidc-issuer needs a secret: --oidc-client-secret FILE, or {SECRET_VARIABLE} in the environment")
+        raise Invalid(
+            f"--oidc-issuer needs a secret: --oidc-client-secret FILE, or {OIDC_SECRET_VARIABLE} in the environment"
+        )
     if not (settings.oidc_domains or settings.oidc_emails):
         raise Invalid("--oidc-issuer needs to know whom to let in: --oidc-domain example.com, or --oidc-email ADDRESS")
     require_private(settings.oidc_issuer)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from roost.errors import Invalid, Throttled
 
 if TYPE_CHECKING:
-    from argon2 import PasswordHasher
+    from argon2 import Parameters, PasswordHasher
 
 SHORTEST, LONGEST = 10, 1000  # characters
 MOST_WAITING = 16  # passwords
@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 class Passwords:
-    def __init__(self) -> None:
+    def __init__(self, parameters: "Parameters | None" = None) -> None:
+        self._parameters = parameters
         self._thread = ThreadPoolExecutor(1, "passwords")
         self._waiting = 0
 
@@ -30,14 +31,14 @@ class Passwords:
         """Raises Invalid for one that is too short or too long."""
         if not SHORTEST <= len(password) <= LONGEST:
             raise Invalid(f"password: {SHORTEST} to {LONGEST} characters; a few random words make a good one")
-        return await self._work(lambda: _hasher().hash(password))
+        return await self._work(lambda: self._hasher.hash(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        return await self._work(lambda: _matches(stored, password))
+        return await self._work(lambda: self._matches(stored, password))
 
     def is_outdated(self, stored: str) -> bool:
         """Whether it was made with other parameters than today's."""
-        return _hasher().check_needs_rehash(stored)
+        return self._hasher.check_needs_rehash(stored)
 
     async def _work(self, work: Callable[[], T]) -> T:
         if self._waiting >= MOST_WAITING:
@@ -48,24 +49,21 @@ class Passwords:
         finally:
             self._waiting -= 1
 
+    def _matches(self, stored: str | None, password: str) -> bool:
+        from argon2.exceptions import InvalidHashError, VerificationError
 
-@functools.cache
-def _hasher() -> "PasswordHasher":
-    from argon2 import PasswordHasher
-    from argon2.profiles import RFC_9106_LOW_MEMORY
+        try:
+            return self._hasher.verify(stored or self._nobodys, password[:LONGEST]) and stored is not None
+        except (VerificationError, InvalidHashError):
+            return False
 
-    return PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
+    @functools.cached_property
+    def _hasher(self) -> "PasswordHasher":
+        from argon2 import PasswordHasher
+        from argon2.profiles import RFC_9106_LOW_MEMORY
 
+        return PasswordHasher.from_parameters(self._parameters or RFC_9106_LOW_MEMORY)
 
-@functools.cache
-def _nobodys() -> str:
-    return _hasher().hash("nobody's")
-
-
-def _matches(stored: str | None, password: str) -> bool:
-    from argon2.exceptions import InvalidHashError, VerificationError
-
-    try:
-        return _hasher().verify(stored or _nobodys(), password[:LONGEST]) and stored is not None
-    except (VerificationError, InvalidHashError):
-        return False
+    @functools.cached_property
+    def _nobodys(self) -> str:
+        return self._hasher.hash("nobody's")

@@ -3,7 +3,7 @@
 A scope includes those before it. What a token may do is the less of its own scope and its maker's role.
 """
 
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 from roost.errors import Invalid
 
@@ -27,11 +27,11 @@ def scope(text: str) -> Scope:
     """Raises Invalid."""
     if text not in SCOPES:
         raise Invalid(f"scope: {text[:40]!r} is none of {', '.join(SCOPES)}")
-    return cast(Scope, text)
+    return text
 
 
 def role(text: str) -> Role:
     """Raises Invalid."""
     if text not in ROLES:
         raise Invalid(f"role: {text[:40]!r} is none of {', '.join(ROLES)}")
-    return cast(Role, text)
+    return text

@@ -23,13 +23,18 @@ from roost.api import (
     exec_stream,
     execs,
     images,
+    login,
+    login_pages,
     mags,
+    members,
     metrics,
     proxy_targets,
     sleep,
     ssh_keys,
+    tokens,
     uploads,
     usage,
+    users,
     workspace_files,
     workspaces,
 )
@@ -104,6 +109,27 @@ ROUTES = [
     ssh_keys.remove,  #     DELETE /ssh-keys/{key_id}
     ssh_keys.list_job_keys,  # GET /mags-jobs/{id}/ssh-keys
     ssh_keys.remove_job_key,  # DELETE /mags-jobs/{id}/ssh-keys/{key_id}
+    login.log_in,  #        POST   /login
+    login.log_out,  #       POST, DELETE /logout
+    login.whoami,  #        GET    /whoami
+    login.switch,  #        POST   /switch
+    login.log_in_oidc,  #   GET    /login/oidc
+    login.log_in_oidc_callback,  # GET /login/oidc/callback
+    login.begin_device,  #  POST   /device/code
+    login.ask_device,  #    POST   /device/token
+    tokens.create,  #       POST   /tokens
+    tokens.list_tokens,  #  GET    /tokens
+    tokens.revoke,  #       DELETE /tokens/{token_id}
+    users.create,  #        POST   /users
+    users.list_users,  #    GET    /users
+    users.change,  #        PATCH  /users/{name}
+    users.set_password,  #  PUT    /users/{name}/password
+    members.list_accounts,  # GET  /accounts
+    members.create_account,  # POST /accounts
+    members.list_members,  # GET   /members
+    members.add_member,  #  POST   /members
+    members.change_member,  # PATCH /members/{user}
+    members.remove_member,  # DELETE /members/{user}
 ]
 
 
@@ -115,9 +141,11 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
 
     api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope])
     newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_scope], include_in_schema=False)
+    pages = [login_pages.login_page, login_pages.log_in, login_pages.log_out]
+    pages += [login_pages.device_page, login_pages.decide_device]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
     app = Litestar(
-        route_handlers=[api, newer, scraped, about.openapi, about.docs],
+        route_handlers=[api, newer, scraped, *pages, about.openapi, about.docs],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
         exception_handlers={
             RoostError: errors.condition,
@@ -129,7 +157,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="Roost",
             version=__version__,
-            description="Runs scripts in isolated sandboxes. Every call needs the header Authorization: Bearer TOKEN.",
+            description="Runs scripts in isolated sandboxes. Calls need the header Authorization: Bearer TOKEN, or a "
+            "browser's session.",
             path="/schema",
             render_plugins=[JsonRenderPlugin()],
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),

@@ -5,11 +5,10 @@ True}` wants the first account, for what concerns the whole installation, and `o
 
 A caller shows a token, or the cookie of a browser's session. A browser sends cookies whoever made it ask, and pages of
 sandboxes may be of the same site. So a cookie counts only in requests that come from this very origin; those that
-change something also need the session's token in X-CSRF-Token, and WebSockets, which can have no such header, their Origin.
+change something also need the session's token in X-CSRF-Token, and WebSockets, which cannot have that, their Origin.
 """
 
 import hmac
-import urllib.parse
 from typing import TYPE_CHECKING, Any, cast
 
 from litestar.connection import ASGIConnection
@@ -106,14 +105,17 @@ def require_same_origin(connection: Connection, sure: bool = False) -> None:
         raise Forbidden(f"a page of another origin sent this (Sec-Fetch-Site: {site[:20]}); send it from this one")
     if origin is None and not sure:
         return
-    if origin is None or _place(origin) != _place(f"{urllib.parse.urlsplit(origin).scheme}://{headers.get('host')}"):
+    if not _names(origin or "", headers.get("host", "")):
         raise Forbidden("the header Origin does not name this server; with a cookie, requests must come from its pages")
 
 
-def _place(origin: str) -> str:
-    parts = urllib.parse.urlsplit(origin)
-    host, _, port = parts.netloc.lower().partition(":") if "]" not in parts.netloc else parts.netloc.rpartition("]:")
-    return f"{host}:{port or PORTS.get(parts.scheme, '')}"
+def _names(origin: str, host: str) -> bool:
+    """Whether a page of that origin was served by what the caller knows as `host`. A proxy may have taken TLS off."""
+    scheme, _, place = origin.lower().partition("://")
+    if scheme not in PORTS or not place or not host:
+        return False
+    usual = f":{PORTS[scheme]}"
+    return place.removesuffix(usual) == host.lower().removesuffix(usual)
 
 
 def _require_csrf(connection: Connection, wanted: str) -> None:
