@@ -62,7 +62,8 @@ class Users:
         user = select(users.c.id).where(users.c.name == name).scalar_subquery()
         row: dict[str, Any] = {"name": name, "email": email, "password_hash": hashed, "created_ns": now}
         member: dict[str, Any] = {"user_id": user, "created_ns": now}
-        more = [insert(members).values(account_id=joins[0], role=joins[1], **member)] if joins else []
+        later = member | {"created_ns": now + 1}  # sessions begin in the account that is theirs
+        more = [insert(members).values(account_id=joins[0], role=joins[1], **later)] if joins else []
         try:
             await self._database.write(
                 insert(accounts).values(name=name, created_ns=now),

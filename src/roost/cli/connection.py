@@ -20,6 +20,7 @@ import click
 from roost import instance
 from roost.cli import config
 from roost.cli.config import MagsLogin
+from roost.cli.screen import ServerOption
 from roost.errors import Conflict, Invalid, NotFound, RoostError, Unauthenticated
 from roost.instance import Credentials
 
@@ -200,14 +201,25 @@ def _read(state: Path) -> Credentials:
         raise NotFound(f"{text} name its state with --state DIR, or set MAGS_API_URL and MAGS_API_TOKEN") from None
 
 
-def api_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Options by which a command finds its server; the command is called with an `Api` as its first argument."""
+def server_options(*names: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Options by which a command finds its server; the command is called with an `Api` as its first argument.
 
-    @click.option("--url", help="The API's address; also in MAGS_API_URL or ROOST_URL.")
-    @click.option("--token", help="An API token; also in MAGS_API_TOKEN or ROOST_TOKEN.")
-    @click.option("--state", type=click.Path(path_type=Path), help="State directory of a local instance.")
-    @functools.wraps(command)
-    def with_api(*args: Any, url: str | None, token: str | None, state: Path | None, **kwargs: Any) -> T:
-        return command(Api(find_credentials(url, token, state)), *args, **kwargs)
+    `names` are those of the URL's option.
+    """
 
-    return with_api
+    def decorated(command: Callable[..., T]) -> Callable[..., T]:
+        @click.option(*names, "url", cls=ServerOption, metavar="URL", help="The API's address; also in MAGS_API_URL.")
+        @click.option("--token", cls=ServerOption, help="An API token; also in MAGS_API_TOKEN.")
+        @click.option(
+            "--state", cls=ServerOption, type=click.Path(path_type=Path), metavar="DIR", help="Of a local instance."
+        )
+        @functools.wraps(command)
+        def with_api(*args: Any, url: str | None, token: str | None, state: Path | None, **kwargs: Any) -> T:
+            return command(Api(find_credentials(url, token, state)), *args, **kwargs)
+
+        return with_api
+
+    return decorated
+
+
+api_options = server_options("--api-url", "--url")

@@ -24,7 +24,7 @@ SLOWER = 5  # seconds; RFC 8628, 3.5
 
 
 @click.command()
-@click.option("--url", help="The API's address [the one in use].")
+@click.option("--api-url", "--url", "url", metavar="URL", help="The API's address [the one in use].")
 @click.option("--token", is_flag=False, flag_value=ASK, help="Keep this API token; without a value, ask for it.")
 @click.option("--scope", type=click.Choice(["read", "run", "admin"]), help="At most this much [all of your role].")
 @click.option("--no-browser", is_flag=True, help="Only show the address to open.")
