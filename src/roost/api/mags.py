@@ -190,6 +190,7 @@ async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
 @get(
     "/mags-jobs/{id:str}/logs",
     summary="Read or follow a job's output",
+    opt={"answers": ("text/event-stream", "application/octet-stream")},
     description=(
         "`{logs: [{timestamp, level, message, source}]}`, an entry for each line. `follow=true`: the same entries as "
         "server-sent events until `event: end` with the status; with `raw=true` undivided chunks in base64. "

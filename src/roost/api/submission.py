@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from roost.errors import Invalid, TooLarge
 from roost.jobs.job import Keeping, Order, Work
+from roost.sandboxes.images import image_name
 from roost.sandboxes.placement import Machine
 from roost.workspaces.workspace import split
 
@@ -32,7 +33,6 @@ MAX_IDLE_MINUTES = 7 * 24 * 60
 
 _NEEDS_PERSISTENT = "{}: needs persistent: true; other jobs end with their script and never sleep"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
 def _note(text: str) -> Meta:
@@ -94,7 +94,7 @@ def order_of(submission: Submission, machine: Machine) -> Order:
     return Order(
         work=Work(_script(submission), _environment(magic.environment)),
         name=_name(submission.name),
-        image=_image(image or IMAGE),
+        image=image_name("rootfs_type", image or IMAGE),
         vcpus=_within("vcpus", submission.vcpus, MIN_VCPUS, machine.cpus, min(VCPUS, machine.cpus)),
         memory_mb=_within("memory_mb", memory, MIN_MEMORY_MB, most_memory, min(MEMORY_MB, most_memory)),
         disk_gb=_within("disk_gb", submission.disk_gb, 1, MAX_DISK_GB, DISK_GB),
@@ -201,12 +201,6 @@ def _check_name(field: str, name: str) -> None:
         raise Invalid(f"{field}: may not be blank, '.' or '..', nor hold a slash, since it is used in URLs")
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
         raise Invalid(f"{field}: may not hold line breaks or other control characters")
-
-
-def _image(name: str) -> str:
-    if not _IMAGE.match(name):
-        raise Invalid(f"rootfs_type: {name[:80]!r} is no image name (letters, digits, '.', '_' and '-')")
-    return name
 
 
 def _environment(environment: dict[str, str]) -> dict[str, str]:

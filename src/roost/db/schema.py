@@ -31,6 +31,7 @@ accounts = Table(
     Column("id", Integer, primary_key=True),
     Column("name", String, nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
+    Column("jobs", Integer, nullable=False, server_default=text("0")),  # that it has: to count rows takes too long
 )
 
 tokens = Table(
