@@ -55,6 +55,7 @@ def _completed(app: Litestar) -> dict[str, Any]:
     schema = app.openapi_schema.to_schema()
     schema["components"]["schemas"]["Problem"] = PROBLEM
     schema["components"]["responses"] = {status: _refusal(words) for status, words in REFUSALS.items()}
+    schema["paths"] = dict(sorted(schema["paths"].items()))  # handlers of several paths have them in no order
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue

@@ -22,6 +22,8 @@ MAX_TIMEOUT = 86_400  # seconds
 MIN_MEMORY_MB = 32
 MIN_VCPUS = 0.1
 IMAGE = "standard"
+INLINE = "inline"
+URL = "url"
 VCPUS = 2.0
 MEMORY_MB = 1024
 DISK_GB = 2
@@ -43,7 +45,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a submission, before its values are checked; null counts as absent."""
 
     script: Annotated[str | None, _note("Shell script to run (required); at most 1 MiB")] = None
-    type: Annotated[str | None, _note('Only "inline"')] = None
+    type: Annotated[str | None, _note('"inline" (default), or "url": script is the URL of its text')] = None
     name: Annotated[str | None, _note("At most 128 characters, no slashes; made up when absent")] = None
     environment: Annotated[dict[str, str] | None, _note("Variables; at most 128 KiB in all")] = None
     rootfs_type: Annotated[str | None, _note('Name of an image; default "standard"')] = None
@@ -172,10 +174,10 @@ def _file_ids(file_ids: list[str]) -> tuple[str, ...]:
 
 
 def _script(submission: Submission) -> bytes:
-    if (submission.type or "inline") != "inline":
+    if (submission.type or INLINE) != INLINE:
         raise Invalid(
-            f'type: {submission.type[:40] if submission.type else ""!r} is not supported; only "inline" is '
-            '("url" comes with a later release): put the text of the script into "script"'
+            f'type: {submission.type[:40] if submission.type else ""!r} is not supported; give "inline" with the text '
+            'of the script, or "url" with its URL'
         )
     script = (submission.script or "").encode()
     if not script.strip():

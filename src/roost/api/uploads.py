@@ -25,7 +25,7 @@ class Uploaded(msgspec.Struct, frozen=True):
 
 
 @post(
-    "/mags-files",
+    ["/mags-files", "/jobs/files"],
     status_code=201,
     request_max_body_size=None,
     summary="Upload a file for jobs",

@@ -81,6 +81,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     asleep_ns: int | None = None
     wakes: int = 0  # from cold; each has a sandbox, and a vm_id, of its own
     log_id: str | None = None  # the first sandbox's id, whose log all of them continue; None before the first wake
+    stateful: bool = False  # it has a directory /workspace
+    image_source: str | None = None  # a registry's reference: the node pulls the image if it does not have it
 
     @property
     def log(self) -> str:
@@ -127,6 +129,7 @@ class Keeping:
     no_sleep: bool = False
     startup_command: str | None = None
     idle_seconds: float | None = None  # None: the installation's
+    stateful: bool = False  # it has a directory /workspace
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Order:
     timeout_seconds: int  # 0: none
     keeping: Keeping = Keeping()
     file_ids: tuple[str, ...] = ()
+    image_source: str | None = None  # a registry's reference, which `image` was derived from
 
 
 @dataclass(frozen=True)
@@ -173,19 +177,28 @@ def _job(row: Row[Any]) -> Job:
     return Job(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
 
 
-Also: TypeAlias = Callable[[str], Statement]  # what takes effect with a job that has this request id, or not at all
+Also: TypeAlias = Callable[
+    [str], tuple[Statement, ...]
+]  # what takes effect with a job that has this request id, or not at all
 
 
 _INSERT = insert(jobs)
 _COUNT = update(accounts).where(accounts.c.id == bindparam("account", type_=Integer)).values(jobs=accounts.c.jobs + 1)
 
 
-async def submit(database: Database, secret: Secret, account_id: int, order: Order, also: Also | None = None) -> Job:
-    """Durable on return: the job will end finished, whatever happens to us.
+async def submit(
+    database: Database,
+    secret: Secret,
+    account_id: int,
+    order: Order,
+    also: Also | None = None,
+    request_id: str | None = None,
+) -> Job:
+    """Durable on return: the job will end finished, whatever happens to us. `request_id` is for who has chosen it.
 
     Raises StateUnwritable; Conflict when another job writes to its workspace.
     """
-    request_id = ids.request_id()
+    request_id = request_id or ids.request_id()
     keeping = order.keeping
     told: dict[str, Any] = {
         "request_id": request_id,
@@ -203,12 +216,13 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
         **dataclasses.asdict(keeping),
         "save_revision": ids.revision_id() if keeping.workspace or keeping.persistent else None,
         "file_ids": list(order.file_ids) or None,
+        "image_source": order.image_source,
     }
     told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds
     sealed = _seal(secret, order.work.environment, request_id)
     row = Bound(_INSERT, {**told, "script": order.work.script, "environment": sealed})
     counted = Bound(_COUNT, {"account": account_id})
-    more = (counted,) if also is None else (counted, also(request_id))
+    more = (counted,) if also is None else (counted, *also(request_id))
     if keeping.workspace is None:
         outcome = (await database.write(*more, row))[-1]
     else:

@@ -184,8 +184,8 @@ class Scheduler:
         """As a job: written in one transaction with the run's change."""
         now_ns = self.clock.now_ns()
 
-        def also(request_id: str) -> Bound:
-            return crons.started(run, request_id, now_ns)
+        def also(request_id: str) -> tuple[Bound]:
+            return (crons.started(run, request_id, now_ns),)
 
         try:
             order = crons.order_of(self._secret, cron)
