@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from roost.cli.answers import as_json, print_json
 from roost.cli.screen import Rare, Screen
 from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
 from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
@@ -210,16 +211,14 @@ def ensure(name: str, images: Path) -> None:
 
 @click.command()
 @click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True)
-@click.option("--json", "raw", is_flag=True, help="Print the findings as JSON.")
+@as_json
 def doctor(images: Path, raw: bool) -> None:
     """Say what this machine can do, and what to install for more."""
-    import json
-
     from roost.doctor import examine
 
     findings = examine(images)
     if raw:
-        click.echo(json.dumps([finding.__dict__ for finding in findings], indent=2))
+        print_json([finding.__dict__ for finding in findings])
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:

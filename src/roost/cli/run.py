@@ -58,7 +58,9 @@ def spelled_out(args: list[str]) -> list[str]:
 @click.option("-n", "--name", metavar="NAME", help="The same, and the job's name; with -e the name alone.")
 @click.option("-e", "--ephemeral", is_flag=True, help="Keep nothing. But -e KEY=VALUE: a variable.")
 @click.option("--env", "pairs", multiple=True, cls=Rare, metavar="KEY=VALUE", help="Environment; repeatable.")
-@click.option("-t", "--timeout", type=click.IntRange(1), metavar="S", help="Seconds it may run (300; with -p any).")
+@click.option(
+    "-t", "--timeout", type=click.IntRange(1), metavar="S", help="Seconds it may run (300; with -p: no limit)."
+)
 @click.option(
     "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Upload a file into /root; repeatable.",
@@ -160,15 +162,22 @@ def _opened(api: Api, job: str, port: int, accepted: Json, raw: bool) -> None:
 
 
 def _waited_for(api: Api, job: str, on_interrupt: str, raw: bool) -> None:
+    last = b""
+
+    def show(source: str, data: bytes) -> None:
+        nonlocal last
+        last = data
+        show_bytes(source, data)
+
     try:
-        ending = follow(api, f"{path_of(job)}/logs", discard if raw else show_bytes)
+        ending = follow(api, f"{path_of(job)}/logs", discard if raw else show)
     except KeyboardInterrupt:
         _leave(job) if on_interrupt == "detach" else _stop(api, job)
         sys.exit(INTERRUPTED)
     if raw:
         logs = api.call("GET", f"{path_of(job)}/logs")
         print_json(api.call("GET", f"{path_of(job)}/status") | logs)
-    elif ending.error:
+    elif ending.error and ending.error.encode() != last.strip():  # the log may have said so
         click.echo(f"roost: {ending.error}", err=True)
     sys.exit(exit_status(ending))
 

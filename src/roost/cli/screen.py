@@ -18,13 +18,11 @@ class Rare(click.Option):
         return super().get_help_record(ctx) if ctx.meta.get(ALL) else None
 
 
-class ServerOption(Rare):
-    """How to reach the server; all of these are one line of the short help."""
+class ServerOption(click.Option):
+    """How to reach the server; all of these are one line of each command's help, and explained by `roost --help`."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        if self.name == "url" and not ctx.meta.get(ALL):
-            return "--api-url URL ...", "The server, and who you are: see `roost --help`."
-        return super().get_help_record(ctx)
+        return ("--api-url URL ...", "The server, and who you are: see `roost --help`.") if self.name == "url" else None
 
 
 class Screen(click.Command):
