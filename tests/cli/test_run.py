@@ -176,7 +176,8 @@ async def test_every_answer_is_also_json(shell: Shell) -> None:
     await sandbox(shell)
     for words in (
         "list", "status w", "logs w", "pool", "usage", "workspace list", "workspace revisions w", "url w",
-        "url alias list", "cron list", "ssh-key list", "image list", "set w --no-sleep", "sync w", "stop w", "workspace check",
+        "url alias list", "cron list", "ssh-key list", "image list", "set w --no-sleep", "sync w", "stop w",
+        "workspace check",
     ):  # fmt: skip
         json.loads(await shell.roost(*words.split(), "--json"))
 
@@ -197,7 +198,7 @@ async def test_resize_makes_the_sandbox_anew_with_its_files(shell: Shell) -> Non
     assert (shown["status"], shown["workspace_id"]) == ("running", "w")
     second = await sandbox(shell, 2)
     started = node.requests[second]
-    assert (started.disk_gb, started.script) == (5, b"serve")
+    assert (started.limits.disk_gb, started.script) == (5, b"serve")
     assert node.files[second]["root/kept"] == b"kept"
     assert "has 5 GB already" in await shell.roost("resize", "w", "--disk", "5", status=1)
     refused = await shell.roost("resize", "w", "--disk", "1000", status=1)
