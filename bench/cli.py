@@ -1,7 +1,7 @@
 """How long the program takes to say something, as a whole process: its version, its help, an answer of the API.
 
-`python -c pass` is what any Python program takes on this machine; it, and the others, run in turn in every round, so that
-whatever else the machine does meets all of them alike. See README.md.
+`python -c pass` is what any Python program takes on this machine; it, and the others, run in turn in every round, so
+that whatever else the machine does meets all of them alike. See README.md.
 """
 
 import argparse

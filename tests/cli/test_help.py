@@ -49,6 +49,12 @@ def test_every_command_has_a_line_of_its_own(words: tuple[str, ...]) -> None:
     assert lines[1] == "" and len(lines[2]) > 5
 
 
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_command_that_asks_a_server_can_answer_in_json(words: tuple[str, ...]) -> None:
+    text = shown(*words, "--help")
+    assert ("--api-url" in text) <= ("--json" in text)
+
+
 def test_the_programs_help_names_every_command_once_and_explains_it_on_demand() -> None:
     brief, whole = shown("--help"), shown("--help-all")
     named = brief.replace(",", " ").split()

@@ -1,7 +1,7 @@
 """The command lines that are documented for `mags`, run as they stand by the program `mags`.
 
-They are those of the API reference and of the documentation of the CLI; names of jobs and workspaces are theirs. `npm` is
-a program in a workspace, which says what it was asked for.
+They are those of the API reference and of the documentation of the CLI; names of jobs and workspaces are theirs. `npm`
+is a program in a workspace, which says what it was asked for.
 """
 
 import json
