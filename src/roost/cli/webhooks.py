@@ -49,14 +49,16 @@ def list_webhooks(api: Api, raw: bool) -> None:
 
 @webhook.command("set")
 @click.argument("id")
-@click.option("--address", "url", metavar="URL")
+@click.option("--address", metavar="URL")
 @click.option("--event", "events", multiple=True, metavar="TYPE", help="Instead of what it had; repeatable.")
 @click.option("--enable/--disable", "enabled", default=None)
 @as_json
 @api_options
-def set_options(api: Api, id: str, url: str | None, events: tuple[str, ...], enabled: bool | None, raw: bool) -> None:
+def set_options(
+    api: Api, id: str, address: str | None, events: tuple[str, ...], enabled: bool | None, raw: bool
+) -> None:
     """Change a webhook, or switch it off and on."""
-    wanted: dict[str, Json] = {"url": url, "events": list(events) or None, "enabled": enabled}
+    wanted: dict[str, Json] = {"url": address, "events": list(events) or None, "enabled": enabled}
     body = {name: value for name, value in wanted.items() if value is not None}
     if not body:
         raise click.UsageError("give --address, --event, --enable or --disable")
