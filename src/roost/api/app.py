@@ -41,7 +41,7 @@ from roost.api import (
     workspaces,
 )
 from roost.api.bodies import MAX_BODY
-from roost.api.guard import require_scope
+from roost.api.guard import COOKIE, require_scope
 from roost.api.plane import ControlPlane
 from roost.api.timing import Durations
 from roost.errors import RoostError
@@ -155,6 +155,11 @@ ROUTES = [
     members.remove_member,  # DELETE /members/{user}
 ]
 
+SCHEMES = {
+    "token": SecurityScheme(type="http", scheme="bearer"),
+    "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
+}
+
 
 def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     """`gateway` is counted by the metrics."""
@@ -184,8 +189,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
             "browser's session.",
             path="/schema",
             render_plugins=[JsonRenderPlugin()],
-            components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
-            security=[{"token": []}],
+            components=Components(security_schemes=SCHEMES),
+            security=[{"token": []}, {"session": []}],
         ),
     )
     app.state.plane = plane

@@ -96,12 +96,16 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--ssh-host", metavar="NAME", help="What clients are told [as they reached the API]."),
         click.option("--oidc-issuer", metavar="URL", help="OpenID provider whose users may log in."),
         click.option("--oidc-client-id", metavar="ID", help="How it knows this Roost."),
-        click.option("--oidc-client-secret", type=FILE, help="[ROOST_OIDC_CLIENT_SECRET]"),
-        click.option("--oidc-domain", "oidc_domains", multiple=True, help="Whose addresses are let in."),
-        click.option("--oidc-email", "oidc_emails", multiple=True, help="An address that is let in."),
+        click.option("--oidc-client-secret", type=FILE, help="Holds its secret [ROOST_OIDC_CLIENT_SECRET]."),
+        click.option("--oidc-domain", "oidc_domains", multiple=True, help="Whose addresses are let in; repeatable."),
+        click.option("--oidc-email", "oidc_emails", multiple=True, help="An address that is let in; repeatable."),
         click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
-        click.option("--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too."),
-        click.option("--allow-private", multiple=True, metavar="HOST|NET", help="Not public, yet users may name it."),
+        click.option(
+            "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
+        ),
+        click.option(
+            "--allow-private", multiple=True, metavar="HOST|NET", help="Not public, yet users may name it; repeatable."
+        ),
     )
     for option in reversed(options):
         command = option(command)
