@@ -89,8 +89,8 @@ test('jobs are listed, the newest first, and found by name, workspace and id', a
 });
 
 test('a job that is not there is an error with status 404', async () => {
-  for (const call of [mags.status('no'), mags.logs('no'), mags.stop('no'), mags.sync('no'), mags.url('no')]) {
-    await assert.rejects(call, refused(404, /no job has the id, name or workspace 'no'/));
+  for (const method of ['status', 'logs', 'stop', 'sync', 'url', 'updateJob', 'enableAccess']) {
+    await assert.rejects(mags[method]('no'), refused(404, /no job has the id, name or workspace 'no'/));
   }
 });
 

@@ -23,6 +23,7 @@ from roost.api import (
     errors,
     exec_stream,
     execs,
+    handouts,
     images,
     mags,
     metrics,
@@ -124,7 +125,17 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_token], include_in_schema=False)
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_token])
     app = Litestar(
-        route_handlers=[api, newer, scraped, about.openapi, about.docs],
+        route_handlers=[
+            api,
+            newer,
+            scraped,
+            about.openapi,
+            about.docs,
+            handouts.llms,
+            handouts.guide,
+            handouts.skill,
+            handouts.shell,
+        ],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
         exception_handlers={
             RoostError: errors.condition,

@@ -35,6 +35,7 @@ COMMANDS = {
     "cron": ("cron", "cron", "Run scripts on a schedule."),
     "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
+    "skill": ("skill", "skill", "Teach AI coding agents to use Roost."),
     "image": ("images", "image", "List, import, pull and build images."),
     "serve": ("machine", "serve", None),
     "node": ("machine", "node", None),

@@ -1,0 +1,1 @@
+../../src/roost/handouts/mags.sh

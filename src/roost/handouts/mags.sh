@@ -1,0 +1,329 @@
+#!/usr/bin/env bash
+# Mags from a shell with nothing but curl and jq. `mags.sh help` says what it can.
+set -euo pipefail
+
+usage() {
+	cat <<'TEXT'
+usage: mags.sh COMMAND ...
+
+  run [-w WS] [-p] [--url] [OPTIONS] SCRIPT   run a script, show its output, end with its exit status
+  url JOB [PORT]                              open a public URL for a port (8080) of a job's sandbox
+  status JOB | logs JOB | stop JOB            one job, by id, name or workspace
+  list [PAGE]                                 jobs, the newest first
+  exec JOB COMMAND...                         run a command in a job's sandbox, end with its exit status
+  new NAME [-p]                               a sandbox that stays
+  sync JOB                                    save a running job's workspace now
+  upload FILE                                 upload a file; prints its id for `run --file-id`
+  workspace list | workspace delete WS
+  alias add SUBDOMAIN WS | alias list | alias remove SUBDOMAIN
+  cron add --name N --schedule EXPR [-w WS] [-p] SCRIPT | cron list
+  cron enable ID | cron disable ID | cron remove ID
+
+options of run: -w, --workspace WS   --name NAME   --base WS   -p, --persistent   --no-sleep
+  --url [--port N]   --startup-command CMD   -e, --env KEY=VALUE   --disk GB   --image I
+  -t, --timeout SECONDS   -f, --file FILE   --file-id ID   -d, --detach (do not wait)
+SCRIPT is shell text; - reads it from standard input.
+
+MAGS_API_TOKEN (or MAGS_TOKEN): your token. MAGS_API_URL: your Roost, http://127.0.0.1:8484 if unset.
+TEXT
+}
+
+fail() {
+	printf 'mags.sh: %s\n' "$1" >&2
+	exit "${2:-1}"
+}
+
+wrong() { fail "$1; \`mags.sh help\` shows how" 2; }
+
+value() { # OPTION COUNT: that an option's value follows
+	[ "$2" -ge 2 ] || wrong "$1 needs a value"
+}
+
+positive() { # WHAT TEXT
+	[[ $2 =~ ^[1-9][0-9]*$ ]] || wrong "$1: '$2' is no number"
+}
+
+for tool in curl jq; do
+	command -v "$tool" >/dev/null || fail "$tool is missing; install it, for example: apt-get install curl jq"
+done
+
+TOKEN=${MAGS_API_TOKEN:-${MAGS_TOKEN:-}}
+API=${MAGS_API_URL:-http://127.0.0.1:8484}
+API=${API%/}/api/v1
+
+# call METHOD PATH [CURL-ARGUMENT...]: the answer's body. The token is not among the arguments, which others can see.
+call() {
+	local method=$1 path=$2 answer status body
+	shift 2
+	[ -n "$TOKEN" ] || fail "no API token: export MAGS_API_TOKEN=..."
+	answer=$(curl -sS -X "$method" -w '\n%{http_code}' --config <(
+		jq -rn --arg h "Authorization: Bearer $TOKEN" '"header = \($h | tojson)"'
+	) "$@" -- "$API$path") || fail "cannot reach $API; is Roost running? \`roost up\` starts it, MAGS_API_URL names another"
+	status=${answer##*$'\n'}
+	body=${answer%$'\n'*}
+	if [ "$status" -ge 400 ]; then
+		body=$(jq -er '.error // .message' <<<"$body" 2>/dev/null) || body="$API$path answered $status"
+		[ "$status" != 401 ] || body="$body; check MAGS_API_TOKEN"
+		fail "$body"
+	fi
+	printf '%s\n' "$body"
+}
+
+# send METHOD PATH: with standard input as the JSON body
+send() { call "$1" "$2" -H 'Content-Type: application/json' --data-binary @-; }
+
+encoded() { jq -rn --arg text "$1" '$text | @uri'; }
+
+job() { # PATH of the job that is meant
+	[ -n "${1:-}" ] || wrong "which job? Give its id, name or workspace"
+	printf '/mags-jobs/%s' "$(encoded "$1")"
+}
+
+text_of() { # a script as it was given, or standard input for -
+	if [ "$1" = - ]; then cat; else printf '%s' "$1"; fi
+}
+
+show() { # a job's log: each line to the stream that it came from
+	local logs
+	logs=$(call GET "$(job "$1")/logs")
+	jq -r '.logs[] | select(.source != "stderr" and .source != "system") | .message' <<<"$logs"
+	jq -r '.logs[] | select(.source == "stderr" or .source == "system") | .message' <<<"$logs" >&2
+}
+
+upload() {
+	[ -n "${1:-}" ] || wrong "which file?"
+	[ -r "$1" ] || fail "cannot read $1"
+	local quoted=${1//\\/\\\\} # curl reads a quoted path, so that commas and semicolons are part of it
+	quoted=${quoted//\"/\\\"}
+	call POST /mags-files -F "file=@\"$quoted\"" | jq -r .file_id
+}
+
+run() {
+	local wanted='{"type": "inline"}' script='' given='' url='' port=8080 detach=''
+	field() { wanted=$(jq -c --arg name "$1" --argjson value "$2" '.[$name] = $value' <<<"$wanted"); }
+	string() { field "$1" "$(jq -n --arg text "$2" '$text')"; }
+	item() { wanted=$(jq -c --arg id "$1" '.file_ids += [$id]' <<<"$wanted"); }
+	variable() {
+		[[ $1 == *=* ]] || wrong "$1: write it as KEY=VALUE"
+		wanted=$(jq -c --arg name "${1%%=*}" --arg value "${1#*=}" '.environment[$name] = $value' <<<"$wanted")
+	}
+	while [ $# -gt 0 ]; do
+		case $1 in
+		-p | --persistent) field persistent true ;;
+		--no-sleep) field no_sleep true ;;
+		--url) url=yes ;;
+		-d | --detach) detach=yes ;;
+		-) script=$1 given="${given}x" ;;
+		--)
+			shift
+			[ $# -eq 1 ] || wrong "one script is needed, in quotes"
+			script=$1 given="${given}x"
+			;;
+		-*)
+			value "$1" $#
+			case $1 in
+			-w | --workspace) string workspace_id "$2" ;;
+			--name) string name "$2" ;;
+			--base) string base_workspace_id "$2" ;;
+			--startup-command) string startup_command "$2" ;;
+			--image | --type) string rootfs_type "$2" ;;
+			-e | --env) variable "$2" ;;
+			-f | --file)
+				local id
+				id=$(upload "$2")
+				item "$id"
+				;;
+			--file-id) item "$2" ;;
+			--port) positive "$1" "$2" && port=$2 ;;
+			--disk) positive "$1" "$2" && field disk_gb "$2" ;;
+			-t | --timeout) positive "$1" "$2" && field timeout "$2" ;;
+			*) wrong "run has no option $1" ;;
+			esac
+			shift
+			;;
+		*) script=$1 given="${given}x" ;;
+		esac
+		shift
+	done
+	[ "$given" = x ] || wrong "one script is needed, in quotes"
+	local persistent
+	persistent=$(jq -r '.persistent // false' <<<"$wanted")
+	[ -z "$url" ] || [ "$persistent" = true ] || wrong "--url needs -p: other sandboxes end with their script"
+	local answer id
+	# the script goes through a pipe: one argument of a process holds 128 KiB at most
+	answer=$(text_of "$script" | jq -Rsc --argjson wanted "$wanted" '$wanted + {script: .}' | send POST /mags-jobs)
+	id=$(jq -r .request_id <<<"$answer")
+	if [ "$persistent" = true ] || [ -n "$detach" ]; then
+		printf '%s\n' "$id"
+		[ -z "$url" ] || open_url "$id" "$port"
+		return
+	fi
+	printf 'mags.sh: job %s\n' "$id" >&2
+	wait_for "$id"
+}
+
+# wait_for ID: until the job has ended; its output, and its exit status as ours
+wait_for() {
+	local state pause=0.1
+	while state=$(call GET "$(job "$1")/status"); do
+		case $(jq -r .status <<<"$state") in
+		completed | error) break ;;
+		esac
+		sleep "$pause"
+		pause=0.5
+	done
+	[ -n "$state" ] || exit 1
+	show "$1"
+	local reason
+	reason=$(jq -r '.error // empty' <<<"$state")
+	[ -z "$reason" ] || printf 'mags.sh: %s\n' "$reason" >&2
+	exit "$(jq -r '.exit_code // (if .status == "completed" then 0 else 1 end)' <<<"$state")"
+}
+
+# open_url JOB PORT: once its sandbox is there
+open_url() {
+	positive port "$2"
+	local answer state
+	while state=$(call GET "$(job "$1")/status") && [ "$(jq -r .status <<<"$state")" = pending ]; do sleep 0.2; done
+	answer=$(jq -nc --argjson port "$2" '{port: $port}' | send POST "$(job "$1")/access")
+	jq -r .url <<<"$answer"
+}
+
+execute() {
+	local path answer
+	path=$(job "${1:-}")
+	shift
+	[ $# -gt 0 ] || wrong "which command?"
+	answer=$(printf '%s' "$*" | jq -Rsc '{command: ., timeout: 300}' | send POST "$path/exec")
+	jq -rj .stdout <<<"$answer"
+	jq -rj .stderr <<<"$answer" >&2
+	exit "$(jq -r '.exit_code // 1' <<<"$answer")"
+}
+
+new() {
+	local name='' no_sync=true
+	while [ $# -gt 0 ]; do
+		case $1 in
+		-p | --persistent) no_sync=false ;;
+		-*) wrong "new has no option $1" ;;
+		*) name=$1 ;;
+		esac
+		shift
+	done
+	[ -n "$name" ] || wrong "new needs a name"
+	jq -nc --arg name "$name" --argjson no_sync "$no_sync" \
+		'{type: "inline", script: "sleep infinity", persistent: true, workspace_id: $name, name: $name}
+			+ if $no_sync then {no_sync: true} else {} end' | send POST /mags-jobs | jq -r .request_id
+}
+
+list() {
+	local page=${1:-1} answer
+	positive page "$page"
+	answer=$(call GET "/mags-jobs?page=$page&page_size=20")
+	jq -r '.jobs[] | [.request_id, .status, .name, .workspace_id // "-"] | @tsv' <<<"$answer"
+}
+
+workspace() {
+	case ${1:-} in
+	list)
+		local answer
+		answer=$(call GET /mags-workspaces)
+		jq -r '.workspaces[] | [.workspace_id, .job_count, .last_used] | @tsv' <<<"$answer"
+		;;
+	delete)
+		[ -n "${2:-}" ] || wrong "which workspace?"
+		call DELETE "/mags-workspaces/$(encoded "$2")" | jq -r .message
+		;;
+	*) wrong "workspace list or workspace delete" ;;
+	esac
+}
+
+alias_command() {
+	local answer
+	case ${1:-} in
+	add)
+		[ $# -eq 3 ] || wrong "alias add needs a subdomain and a workspace"
+		answer=$(jq -nc --arg s "$2" --arg w "$3" '{subdomain: $s, workspace_id: $w}' | send POST /mags-url-aliases)
+		jq -r .url <<<"$answer"
+		;;
+	list)
+		answer=$(call GET /mags-url-aliases)
+		jq -r '.aliases[] | [.subdomain, .workspace_id, .url] | @tsv' <<<"$answer"
+		;;
+	remove)
+		[ -n "${2:-}" ] || wrong "which alias?"
+		call DELETE "/mags-url-aliases/$(encoded "$2")" | jq -r .message
+		;;
+	*) wrong "alias add, alias list or alias remove" ;;
+	esac
+}
+
+cron() {
+	local answer
+	case ${1:-} in
+	add)
+		shift
+		cron_add "$@"
+		;;
+	list)
+		answer=$(call GET /mags-cron)
+		jq -r '.cron_jobs[] | [.id, .name, .cron_expression, .next_run_at // "disabled", .last_status // "-"] | @tsv' \
+			<<<"$answer"
+		;;
+	enable | disable)
+		[ -n "${2:-}" ] || wrong "which cron job? Give its id"
+		jq -nc --arg what "$1" '{enabled: ($what == "enable")}' | send PATCH "/mags-cron/$(encoded "$2")" | jq -r .id
+		;;
+	remove)
+		[ -n "${2:-}" ] || wrong "which cron job? Give its id"
+		call DELETE "/mags-cron/$(encoded "$2")" | jq -r .message
+		;;
+	*) wrong "cron add, list, enable, disable or remove" ;;
+	esac
+}
+
+cron_add() {
+	local wanted='{}' script='' given=''
+	string() { wanted=$(jq -c --arg name "$1" --arg text "$2" '.[$name] = $text' <<<"$wanted"); }
+	while [ $# -gt 0 ]; do
+		case $1 in
+		-p | --persistent) wanted=$(jq -c '.persistent = true' <<<"$wanted") ;;
+		-) script=$1 given="${given}x" ;;
+		-*)
+			value "$1" $#
+			case $1 in
+			--name) string name "$2" ;;
+			--schedule) string cron_expression "$2" ;;
+			--timezone) string timezone "$2" ;;
+			-w | --workspace) string workspace_id "$2" ;;
+			*) wrong "cron add has no option $1" ;;
+			esac
+			shift
+			;;
+		*) script=$1 given="${given}x" ;;
+		esac
+		shift
+	done
+	[ "$given" = x ] || wrong "one script is needed, in quotes"
+	text_of "$script" | jq -Rsc --argjson wanted "$wanted" '$wanted + {script: .}' | send POST /mags-cron | jq -r .id
+}
+
+command=${1:-help}
+[ $# -eq 0 ] || shift
+case $command in
+run) run "$@" ;;
+url) open_url "${1:-}" "${2:-8080}" ;;
+status) call GET "$(job "${1:-}")/status" | jq . ;;
+logs) show "${1:-}" ;;
+stop) call POST "$(job "${1:-}")/stop" | jq -r .message ;;
+sync) call POST "$(job "${1:-}")/sync" | jq -r .message ;;
+list) list "$@" ;;
+exec) execute "$@" ;;
+new) new "$@" ;;
+upload) upload "${1:-}" ;;
+workspace) workspace "$@" ;;
+alias) alias_command "$@" ;;
+cron) cron "$@" ;;
+help | -h | --help) usage ;;
+*) wrong "there is no command $command" ;;
+esac
