@@ -29,12 +29,6 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "Usage:" in shown.stdout
 
 
-def test_commands_for_people_are_listed() -> None:
-    shown = roost("--help").stdout
-    for command, (_, _, line) in COMMANDS.items():
-        assert (line is None) or (f"  {command} " in shown)
-
-
 def test_an_unreachable_server_ends_with_one_line_and_a_cure() -> None:
     shown = roost("list", "--url", "http://127.0.0.1:9", "--token", "t")
     assert shown.returncode == 1
