@@ -24,6 +24,7 @@ from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
+from roost.settings import OIDC_SECRET_VARIABLE
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -32,6 +33,7 @@ SERVE_STOP_SECONDS = 40  # it ends every sandbox first, and a script has 5 s aft
 NODE_STOP_SECONDS = 30
 MAX_HEALTH = 16384  # bytes of one answer about health
 PLACES_NOT_SHOWN = (Path("/"), Path("/tmp"), Path("/proc"), Path("/dev"))  # the control plane has its own
+REPEATED = {"domains": "--domain", "oidc_domains": "--oidc-domain", "oidc_emails": "--oidc-email"}
 HELLO = "echo Hello from a sandbox of $(. /etc/os-release; echo $PRETTY_NAME)"
 
 
@@ -172,8 +174,8 @@ def serve_options(options: dict[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
-        if name == "domains":
-            words += [word for domain in value for word in ("--domain", str(domain))]
+        if name in REPEATED:
+            words += [word for one in value for word in (REPEATED[name], str(one))]
         elif isinstance(value, tuple):
             words += [option, f"{value[0]}-{value[1]}"]
         elif isinstance(value, Path):
@@ -189,7 +191,7 @@ def certificate_places(options: dict[str, Any]) -> list[Path]:
     Raises Invalid for a file in a directory that cannot be shown whole.
     """
     places: dict[Path, None] = {}
-    for name in ("certificate", "certificate_key", "acme_ca"):
+    for name in ("certificate", "certificate_key", "acme_ca", "oidc_client_secret"):
         path = options.get(name)
         if path is None:
             continue
@@ -219,7 +221,10 @@ def _launch_serve(
 
     reading, writing = os.pipe()
     try:
-        variables = environment("LANG", "LC_ALL", "TZ") | {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
+        variables = environment("LANG", "LC_ALL", "TZ", OIDC_SECRET_VARIABLE) | {
+            "HOME": "/tmp",
+            "PYTHONUNBUFFERED": "1",
+        }
         pid = launch(command, variables, reading, drop, [door.fileno() for door in doors.values()])
         os.write(writing, token.encode() + b"\n")
         return pid

@@ -12,6 +12,7 @@ from click import Command, Context, Group
 
 from roost import handouts
 from roost.cli.main import main
+from roost.cli.urls import Worded
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {"llms.txt": handouts.LLMS, "mags.md": handouts.SKILL}
@@ -66,7 +67,8 @@ def _command(words: list[str]) -> tuple[Command, list[str]]:
     """The command that these words name, and what follows it."""
     group, context = main, Context(main, info_name="roost")
     for at, word in enumerate(words):
-        found = group.get_command(context, word) if isinstance(group, Group) else None
+        found = group.commands.get(word) if isinstance(group, Group) and group is not main else None
+        found = main.get_command(context, word) if group is main else found
         if found is None:
             return group, words[at:]
         group = found
@@ -77,7 +79,10 @@ def _command(words: list[str]) -> tuple[Command, list[str]]:
 def test_every_command_and_option_in_it_exists(name: str) -> None:
     for words in _options(TEXTS[name].read_text()):
         command, rest = _command(words)
-        assert not isinstance(command, Group) or command.name == "skill", f"there is no command {' '.join(words)}"
+        assert command is not main, f"there is no command {' '.join(words)}"
+        if isinstance(command, Worded):  # its argument stands in place of a command
+            command = command.commands[command.meant]
+        assert not isinstance(command, Group), f"{' '.join(words)}: a command is missing"
         known = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}
         before = rest[: rest.index("--")] if "--" in rest else rest
         given = [word for word in before if re.fullmatch(r"--?[a-z][a-z-]*", word)]

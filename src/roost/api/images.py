@@ -19,6 +19,7 @@ from roost.errors import Invalid, RoostError
 from roost.node.protocol import BuildImage, Image, Progress, PullImage
 
 NDJSON = "application/x-ndjson"
+INSTALLATION = {"scope": "admin", "first": True}  # images are everybody's
 _encode = msgspec.json.Encoder().encode
 
 Caller = Request[Account, str, State]
@@ -60,7 +61,14 @@ async def list_images(plane: Plane) -> ImageList:
     return ImageList([_record(image) for image in await plane.node.images()])
 
 
-@post("/images/{name:str}/pull", status_code=200, dto=JsonBody, return_dto=None, summary="Pull from a registry")
+@post(
+    "/images/{name:str}/pull",
+    status_code=200,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Pull from a registry",
+    opt=INSTALLATION,
+)
 async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
     if not data.reference.strip():
         raise Invalid("reference: empty; give one like docker://HOST/NAME:TAG")
@@ -68,7 +76,14 @@ async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
     return await _told(plane.node.pull_image(name, wanted))
 
 
-@post("/images/{name:str}/build", status_code=200, dto=JsonBody, return_dto=None, summary="Build from packages")
+@post(
+    "/images/{name:str}/build",
+    status_code=200,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Build from packages",
+    opt=INSTALLATION,
+)
 async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
     wanted = data or Build()
     return await _told(plane.node.build_image(name, BuildImage(packages=wanted.packages, suite=wanted.suite)))
@@ -79,12 +94,13 @@ async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
     status_code=200,
     request_max_body_size=None,
     summary="Import a tar archive of a root file system, which is the body",
+    opt=INSTALLATION,
 )
 async def import_archive(request: Caller, plane: Plane, name: Name) -> Stream:
     return await _told(plane.node.import_image(name, request.stream()))
 
 
-@delete("/images/{name:str}", status_code=200, summary="Remove an image")
+@delete("/images/{name:str}", status_code=200, summary="Remove an image", opt=INSTALLATION)
 async def remove(plane: Plane, name: Name) -> Stopped:
     plane.images.forget(name)
     await plane.node.remove_image(name)

@@ -107,6 +107,11 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--ssh", default="127.0.0.1:2222", show_default=True, metavar="HOST:PORT", help="SSH gateway."),
         click.option("--ssh-host", cls=Rare, metavar="NAME", help="What clients are told [as they reached the API]."),
+        click.option("--oidc-issuer", cls=Rare, metavar="URL", help="OpenID provider whose users may log in."),
+        click.option("--oidc-client-id", cls=Rare, metavar="ID", help="How it knows this Roost."),
+        click.option("--oidc-client-secret", cls=Rare, type=FILE, help="[ROOST_OIDC_CLIENT_SECRET]"),
+        click.option("--oidc-domain", "oidc_domains", cls=Rare, multiple=True, help="Whose addresses are let in."),
+        click.option("--oidc-email", "oidc_emails", cls=Rare, multiple=True, help="An address that is let in."),
         click.option(
             "--ssh-ports", cls=Rare, type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."
         ),

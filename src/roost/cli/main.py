@@ -17,6 +17,9 @@ from roost.errors import RoostError
 COMMANDS = {
     "up": ("machine", "up", "Start Roost on this machine, in the foreground."),
     "doctor": ("machine", "doctor", "Say what this machine can do, and what to install for more."),
+    "login": ("login", "login", "Log in by a browser, or with a token."),
+    "logout": ("login", "logout", "Log out, and forget the login here."),
+    "whoami": ("login", "whoami", "Show who you are and what you may do."),
     "run": ("run", "run", "Run a script in a new sandbox and show its output."),
     "list": ("jobs", "list_jobs", "List jobs, the newest first."),
     "status": ("jobs", "status", "Show one job."),
@@ -36,10 +39,13 @@ COMMANDS = {
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "token": ("tokens", "token", "Make, list and revoke API tokens."),
+    "user": ("users", "user", "Add, list and disable users; set passwords."),
+    "team": ("teams", "team", "Share an account with others."),
     "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
-    "skill": ("skill", "skill", "Teach AI coding agents to use Roost."),
     "image": ("images", "image", "List, import, pull and build images."),
+    "skill": ("skill", "skill", "Teach AI coding agents to use Roost."),
     "completion": ("completion", "completion", "Print what makes a shell complete our commands."),
     "serve": ("machine", "serve", None),
     "node": ("machine", "node", None),
@@ -52,7 +58,7 @@ GROUPS = {
     "Files": ("workspace", "sync", "image"),
     "Machines": ("vm",),
     "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
-    "Roost": ("up", "doctor", "pool", "mcp", "completion"),
+    "Roost": ("up", "doctor", "pool", "mcp", "skill", "completion"),
 }
 SERVER = """\
 Commands that ask a server take --api-url URL and --token TOKEN, or --state DIR for an instance on this machine; without

@@ -14,8 +14,9 @@ usage: mags.sh COMMAND ...
   new NAME [-p]                               a sandbox that stays
   sync JOB                                    save a running job's workspace now
   upload FILE                                 upload a file; prints its id for `run --file-id`
-  workspace list | workspace delete WS
-  alias add SUBDOMAIN WS | alias list | alias remove SUBDOMAIN
+  set JOB --no-sleep | set JOB --sleep        whether it sleeps when unused
+  workspace list | workspace delete WS [--force]
+  url alias SUBDOMAIN WS | url alias list | url alias remove SUBDOMAIN
   cron add --name N --schedule EXPR [-w WS] [-p] SCRIPT | cron list
   cron enable ID | cron disable ID | cron remove ID
 
@@ -193,6 +194,7 @@ execute() {
 	local path answer
 	path=$(job "${1:-}")
 	shift
+	[ "${1:-}" != -- ] || shift
 	[ $# -gt 0 ] || wrong "which command?"
 	answer=$(printf '%s' "$*" | jq -Rsc '{command: ., timeout: 300}' | send POST "$path/exec")
 	jq -rj .stdout <<<"$answer"
@@ -216,6 +218,17 @@ new() {
 			+ if $no_sync then {no_sync: true} else {} end' | send POST /mags-jobs | jq -r .request_id
 }
 
+change() {
+	local path no_sleep
+	path=$(job "${1:-}")
+	case ${2:-} in
+	--no-sleep) no_sleep=true ;;
+	--sleep) no_sleep=false ;;
+	*) wrong "set JOB --no-sleep or set JOB --sleep" ;;
+	esac
+	jq -nc --argjson no_sleep "$no_sleep" '{no_sleep: $no_sleep}' | send PATCH "$path" | jq -r .request_id
+}
+
 list() {
 	local page=${1:-1} answer
 	positive page "$page"
@@ -232,6 +245,11 @@ workspace() {
 		;;
 	delete)
 		[ -n "${2:-}" ] || wrong "which workspace?"
+		if [ "${3:-}" != --force ]; then
+			local answer
+			read -rp "Delete workspace $2 and all its revisions? [y/N] " answer || true
+			[ "$answer" = y ] || fail "nothing was deleted; --force does not ask"
+		fi
 		call DELETE "/mags-workspaces/$(encoded "$2")" | jq -r .message
 		;;
 	*) wrong "workspace list or workspace delete" ;;
@@ -241,11 +259,6 @@ workspace() {
 alias_command() {
 	local answer
 	case ${1:-} in
-	add)
-		[ $# -eq 3 ] || wrong "alias add needs a subdomain and a workspace"
-		answer=$(jq -nc --arg s "$2" --arg w "$3" '{subdomain: $s, workspace_id: $w}' | send POST /mags-url-aliases)
-		jq -r .url <<<"$answer"
-		;;
 	list)
 		answer=$(call GET /mags-url-aliases)
 		jq -r '.aliases[] | [.subdomain, .workspace_id, .url] | @tsv' <<<"$answer"
@@ -254,7 +267,11 @@ alias_command() {
 		[ -n "${2:-}" ] || wrong "which alias?"
 		call DELETE "/mags-url-aliases/$(encoded "$2")" | jq -r .message
 		;;
-	*) wrong "alias add, alias list or alias remove" ;;
+	*)
+		[ $# -eq 2 ] || wrong "url alias needs a subdomain and a workspace"
+		answer=$(jq -nc --arg s "$1" --arg w "$2" '{subdomain: $s, workspace_id: $w}' | send POST /mags-url-aliases)
+		jq -r .url <<<"$answer"
+		;;
 	esac
 }
 
@@ -312,7 +329,16 @@ command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in
 run) run "$@" ;;
-url) open_url "${1:-}" "${2:-8080}" ;;
+url)
+	if [ "${1:-}" = alias ]; then
+		shift
+		alias_command "$@"
+	else
+		[ "${2:-}" != --port ] || set -- "$1" "${3:-}"
+		open_url "${1:-}" "${2:-8080}"
+	fi
+	;;
+set) change "$@" ;;
 status) call GET "$(job "${1:-}")/status" | jq . ;;
 logs) show "${1:-}" ;;
 stop) call POST "$(job "${1:-}")/stop" | jq -r .message ;;
@@ -322,7 +348,6 @@ exec) execute "$@" ;;
 new) new "$@" ;;
 upload) upload "${1:-}" ;;
 workspace) workspace "$@" ;;
-alias) alias_command "$@" ;;
 cron) cron "$@" ;;
 help | -h | --help) usage ;;
 *) wrong "there is no command $command" ;;
