@@ -34,6 +34,8 @@ class ServeSettings:
     ssh: str = "127.0.0.1:2222"  # HOST:PORT
     ssh_host: str | None = None  # the name that clients are told; None: of the API's own request
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
+    registries: tuple[str, ...] = ()  # of images, besides the public ones; http://HOST for one without TLS
+    allow_private: tuple[str, ...] = ()  # hosts and networks that users may have Roost connect to though not public
 
     oidc_issuer: str | None = None  # of an OpenID provider, whose users may log in
     oidc_client_id: str | None = None

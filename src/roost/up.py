@@ -33,7 +33,6 @@ SERVE_STOP_SECONDS = 40  # it ends every sandbox first, and a script has 5 s aft
 NODE_STOP_SECONDS = 30
 MAX_HEALTH = 16384  # bytes of one answer about health
 PLACES_NOT_SHOWN = (Path("/"), Path("/tmp"), Path("/proc"), Path("/dev"))  # the control plane has its own
-REPEATED = {"domains": "--domain", "oidc_domains": "--oidc-domain", "oidc_emails": "--oidc-email"}
 HELLO = "echo Hello from a sandbox of $(. /etc/os-release; echo $PRETTY_NAME)"
 
 
@@ -167,6 +166,15 @@ def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, sock
     for number, name in enumerate(doors, FIRST_KEPT):
         command += ["--inherited", f"{name}={number}"]
     return [*command, *serve_options(options)]
+
+
+REPEATED = {
+    "domains": "--domain",
+    "oidc_domains": "--oidc-domain",
+    "oidc_emails": "--oidc-email",
+    "registries": "--registry",
+    "allow_private": "--allow-private",
+}
 
 
 def serve_options(options: dict[str, Any]) -> list[str]:

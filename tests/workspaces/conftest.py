@@ -26,6 +26,7 @@ from roost.gateways.routes import SIGNED_LINKS, Routes
 from roost.gateways.ssh.gateway import SshGateway
 from roost.jobs.live import LiveJobs
 from roost.jobs.scheduler import Scheduler
+from roost.outward import allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
@@ -64,7 +65,7 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
             identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler,
+                key, scheduler, allowed(["127.0.0.1"]),
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)

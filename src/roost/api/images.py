@@ -17,9 +17,11 @@ from roost.api.plane import Plane
 from roost.clock import rfc3339
 from roost.errors import Invalid, RoostError
 from roost.node.protocol import BuildImage, Image, Progress, PullImage
+from roost.sandboxes.images import image_name
 
 NDJSON = "application/x-ndjson"
-INSTALLATION = {"scope": "admin", "first": True}  # images are everybody's
+INSTALLATION: dict[str, object] = {"scope": "admin", "first": True}  # images are everybody's
+LINES: dict[str, object] = {"answers": (NDJSON,)}
 _encode = msgspec.json.Encoder().encode
 
 Caller = Request[Account, str, State]
@@ -67,13 +69,13 @@ async def list_images(plane: Plane) -> ImageList:
     dto=JsonBody,
     return_dto=None,
     summary="Pull from a registry",
-    opt=INSTALLATION,
+    opt=INSTALLATION | LINES,
 )
 async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
     if not data.reference.strip():
         raise Invalid("reference: empty; give one like docker://HOST/NAME:TAG")
     wanted = PullImage(reference=data.reference, tls_verify=data.tls_verify)
-    return await _told(plane.node.pull_image(name, wanted))
+    return await _told(plane.node.pull_image(image_name("name", name), wanted))
 
 
 @post(
@@ -82,28 +84,30 @@ async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
     dto=JsonBody,
     return_dto=None,
     summary="Build from packages",
-    opt=INSTALLATION,
+    opt=INSTALLATION | LINES,
 )
 async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
     wanted = data or Build()
-    return await _told(plane.node.build_image(name, BuildImage(packages=wanted.packages, suite=wanted.suite)))
+    return await _told(
+        plane.node.build_image(image_name("name", name), BuildImage(packages=wanted.packages, suite=wanted.suite))
+    )
 
 
 @post(
     "/images/{name:str}/import",
     status_code=200,
     request_max_body_size=None,
+    opt=INSTALLATION | LINES | {"body": "application/x-tar"},
     summary="Import a tar archive of a root file system, which is the body",
-    opt=INSTALLATION,
 )
 async def import_archive(request: Caller, plane: Plane, name: Name) -> Stream:
-    return await _told(plane.node.import_image(name, request.stream()))
+    return await _told(plane.node.import_image(image_name("name", name), request.stream()))
 
 
 @delete("/images/{name:str}", status_code=200, summary="Remove an image", opt=INSTALLATION)
 async def remove(plane: Plane, name: Name) -> Stopped:
     plane.images.forget(name)
-    await plane.node.remove_image(name)
+    await plane.node.remove_image(image_name("name", name))
     return Stopped(True, f"Image {name!r} removed")
 
 

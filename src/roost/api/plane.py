@@ -12,6 +12,7 @@ from roost.db.secret import Secret
 from roost.gateways.routes import Routes
 from roost.jobs.live import LiveJobs
 from roost.jobs.scheduler import Scheduler
+from roost.outward import Allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
 from roost.workspaces.collection import Collection
@@ -35,6 +36,7 @@ class ControlPlane:
     routes: Routes
     secret: Secret
     scheduler: Scheduler
+    outward: Allowed  # where users may have Roost itself connect to
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

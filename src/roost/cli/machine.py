@@ -115,6 +115,12 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--ssh-ports", cls=Rare, type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."
         ),
+        click.option(
+            "--registry", "registries", cls=Rare, multiple=True, metavar="HOST", help="Jobs may use its images, too."
+        ),
+        click.option(
+            "--allow-private", cls=Rare, multiple=True, metavar="HOST|NET", help="Not public, yet users may name it."
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -1,31 +1,42 @@
 #!/usr/bin/env bash
-# Mags from a shell with nothing but curl and jq. `mags.sh help` says what it can.
+# mags.sh: runs scripts in Roost's sandboxes with nothing but bash, curl and jq. `mags.sh help` says how.
+#
+#   MAGS_API_URL     where Roost is (default http://127.0.0.1:8484)
+#   MAGS_API_TOKEN   your API token; it is told to curl by a file descriptor, so that `ps` does not show it
 set -euo pipefail
 
 usage() {
 	cat <<'TEXT'
 usage: mags.sh COMMAND ...
 
-  run [-w WS] [-p] [--url] [OPTIONS] SCRIPT   run a script, show its output, end with its exit status
-  url JOB [PORT]                              open a public URL for a port (8080) of a job's sandbox
-  status JOB | logs JOB | stop JOB            one job, by id, name or workspace
-  list [PAGE]                                 jobs, the newest first
-  exec JOB COMMAND...                         run a command in a job's sandbox, end with its exit status
-  new NAME [-p]                               a sandbox that stays
-  sync JOB                                    save a running job's workspace now
-  upload FILE                                 upload a file; prints its id for `run --file-id`
-  set JOB --no-sleep | set JOB --sleep        whether it sleeps when unused
-  workspace list | workspace delete WS [--force]
-  url alias SUBDOMAIN WS | url alias list | url alias remove SUBDOMAIN
-  cron add --name N --schedule EXPR [-w WS] [-p] SCRIPT | cron list
-  cron enable ID | cron disable ID | cron remove ID
+  run [options] SCRIPT        run it, show its output, end with its exit status
+    -w, --workspace NAME      files that stay; also the job's name
+    -n, --name NAME           the job's name alone
+    -p, --persistent          the sandbox stays: tells its id and returns once it runs
+    --url [--port N]          with -p: open a URL for the port (8080)
+    --startup-command CMD     with -p: what runs when it wakes
+    --no-sleep                with -p: never sleeps
+    --base NAME               begin with a workspace's files and leave them as they are
+    -e, --ephemeral           keep nothing
+    -f, --file FILE           put a file into /root first; may be repeated
+    --env NAME=VALUE          set a variable; may be repeated
+    -t, --timeout SECONDS     end the script after that long (300)
+    --disk GB, --image NAME   another disk, another image
+    -d, --detach              tell the job's id and do not wait
+  new NAME [-p]               a sandbox that stays; with -p its files go to the object store
+  exec JOB COMMAND            run a command in a job's sandbox, end with its exit status
+  url JOB [PORT]              open a URL for a port (8080)
+  url alias SUBDOMAIN WORKSPACE | url alias list | url alias remove SUBDOMAIN
+  status JOB | logs JOB | stop JOB | sync JOB
+  set JOB --no-sleep | set JOB --sleep
+  list [PAGE]                 jobs, the newest first
+  workspace list | workspace delete NAME [--force]
+  upload FILE                 tells its id, for `file_ids` of the API
+  cron add --name NAME --schedule EXPRESSION [-w WORKSPACE] [-p] [--timezone ZONE] SCRIPT
+  cron list | cron enable ID | cron disable ID | cron remove ID
 
-options of run: -w, --workspace WS   --name NAME   --base WS   -p, --persistent   --no-sleep
-  --url [--port N]   --startup-command CMD   -e, --env KEY=VALUE   --disk GB   --image I
-  -t, --timeout SECONDS   -f, --file FILE   --file-id ID   -d, --detach (do not wait)
-SCRIPT is shell text; - reads it from standard input.
-
-MAGS_API_TOKEN (or MAGS_TOKEN): your token. MAGS_API_URL: your Roost, http://127.0.0.1:8484 if unset.
+JOB is a request id, a name or a workspace. SCRIPT is shell text; - reads it from standard input.
+MAGS_API_TOKEN (or MAGS_TOKEN) is your token, MAGS_API_URL where Roost is (http://127.0.0.1:8484).
 TEXT
 }
 
@@ -34,14 +45,20 @@ fail() {
 	exit "${2:-1}"
 }
 
-wrong() { fail "$1; \`mags.sh help\` shows how" 2; }
+wrong() { fail "$1; see mags.sh help" 2; }
 
 value() { # OPTION COUNT: that an option's value follows
 	[ "$2" -ge 2 ] || wrong "$1 needs a value"
 }
 
+known() { # COMMAND OPTION OPTION-THAT-IS-KNOWN...
+	local command=$1 option=$2
+	shift 2
+	[[ " $* " == *" $option "* ]] || wrong "$command: unknown option $option"
+}
+
 positive() { # WHAT TEXT
-	[[ $2 =~ ^[1-9][0-9]*$ ]] || wrong "$1: '$2' is no number"
+	[[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || wrong "$1: '$2' is no whole number"
 }
 
 for tool in curl jq; do
@@ -59,7 +76,7 @@ call() {
 	[ -n "$TOKEN" ] || fail "no API token: export MAGS_API_TOKEN=..."
 	answer=$(curl -sS -X "$method" -w '\n%{http_code}' --config <(
 		jq -rn --arg h "Authorization: Bearer $TOKEN" '"header = \($h | tojson)"'
-	) "$@" -- "$API$path") || fail "cannot reach $API; is Roost running? \`roost up\` starts it, MAGS_API_URL names another"
+	) "$@" -- "$API$path") || fail "cannot reach $API; is Roost running there? \`roost up\` starts it, MAGS_API_URL names another"
 	status=${answer##*$'\n'}
 	body=${answer%$'\n'*}
 	if [ "$status" -ge 400 ]; then
@@ -76,7 +93,7 @@ send() { call "$1" "$2" -H 'Content-Type: application/json' --data-binary @-; }
 encoded() { jq -rn --arg text "$1" '$text | @uri'; }
 
 job() { # PATH of the job that is meant
-	[ -n "${1:-}" ] || wrong "which job? Give its id, name or workspace"
+	[ -n "${1:-}" ] || wrong "which job? Give its id, name or workspace; mags.sh list shows them"
 	printf '/mags-jobs/%s' "$(encoded "$1")"
 }
 
@@ -100,12 +117,12 @@ upload() {
 }
 
 run() {
-	local wanted='{"type": "inline"}' script='' given='' url='' port=8080 detach=''
+	local wanted='{"type": "inline"}' script='' given='' name='' url='' port=8080 detach=''
 	field() { wanted=$(jq -c --arg name "$1" --argjson value "$2" '.[$name] = $value' <<<"$wanted"); }
 	string() { field "$1" "$(jq -n --arg text "$2" '$text')"; }
 	item() { wanted=$(jq -c --arg id "$1" '.file_ids += [$id]' <<<"$wanted"); }
 	variable() {
-		[[ $1 == *=* ]] || wrong "$1: write it as KEY=VALUE"
+		[[ $1 == *=* ]] || wrong "--env: '$1' has no '='; give NAME=VALUE"
 		wanted=$(jq -c --arg name "${1%%=*}" --arg value "${1#*=}" '.environment[$name] = $value' <<<"$wanted")
 	}
 	while [ $# -gt 0 ]; do
@@ -113,22 +130,25 @@ run() {
 		-p | --persistent) field persistent true ;;
 		--no-sleep) field no_sleep true ;;
 		--url) url=yes ;;
+		-e | --ephemeral) field ephemeral true ;;
 		-d | --detach) detach=yes ;;
 		-) script=$1 given="${given}x" ;;
 		--)
 			shift
-			[ $# -eq 1 ] || wrong "one script is needed, in quotes"
+			[ $# -eq 1 ] || wrong "run: one script only; put it in quotes"
 			script=$1 given="${given}x"
 			;;
 		-*)
+			known run "$1" -w --workspace -n --name --base --startup-command --image --type --env -f --file --file-id \
+				--port --disk -t --timeout
 			value "$1" $#
 			case $1 in
-			-w | --workspace) string workspace_id "$2" ;;
-			--name) string name "$2" ;;
+			-w | --workspace) string workspace_id "$2" && name=${name:-$2} ;;
+			-n | --name) name=$2 ;;
 			--base) string base_workspace_id "$2" ;;
 			--startup-command) string startup_command "$2" ;;
 			--image | --type) string rootfs_type "$2" ;;
-			-e | --env) variable "$2" ;;
+			--env) variable "$2" ;;
 			-f | --file)
 				local id
 				id=$(upload "$2")
@@ -138,7 +158,6 @@ run() {
 			--port) positive "$1" "$2" && port=$2 ;;
 			--disk) positive "$1" "$2" && field disk_gb "$2" ;;
 			-t | --timeout) positive "$1" "$2" && field timeout "$2" ;;
-			*) wrong "run has no option $1" ;;
 			esac
 			shift
 			;;
@@ -146,47 +165,63 @@ run() {
 		esac
 		shift
 	done
-	[ "$given" = x ] || wrong "one script is needed, in quotes"
+	[ -n "$given" ] || wrong "run: give a script, like mags.sh run 'echo hello'"
+	[ "$given" = x ] || wrong "run: one script only; put it in quotes"
+	[ -z "$name" ] || string name "$name"
 	local persistent
 	persistent=$(jq -r '.persistent // false' <<<"$wanted")
-	[ -z "$url" ] || [ "$persistent" = true ] || wrong "--url needs -p: other sandboxes end with their script"
+	[ -z "$url" ] || [ "$persistent" = true ] || wrong "run: --url needs -p, since the sandbox must stay to be reached"
 	local answer id
 	# the script goes through a pipe: one argument of a process holds 128 KiB at most
 	answer=$(text_of "$script" | jq -Rsc --argjson wanted "$wanted" '$wanted + {script: .}' | send POST /mags-jobs)
 	id=$(jq -r .request_id <<<"$answer")
 	if [ "$persistent" = true ] || [ -n "$detach" ]; then
-		printf '%s\n' "$id"
+		[ -n "$detach" ] || begun "$id"
+		printf 'job %s\n' "$id"
 		[ -z "$url" ] || open_url "$id" "$port"
 		return
 	fi
-	printf 'mags.sh: job %s\n' "$id" >&2
 	wait_for "$id"
+}
+
+# await ID CONDITION: the job's status once jq says that it is so
+await() {
+	local state pause=0.05
+	while :; do
+		state=$(call GET "$(job "$1")/status") || exit
+		if jq -e "$2" >/dev/null <<<"$state"; then
+			printf '%s\n' "$state"
+			return
+		fi
+		sleep "$pause"
+		pause=0.3
+	done
+}
+
+# begun ID: once its sandbox is there
+begun() {
+	local state
+	state=$(await "$1" '.status != "pending"') || exit
+	[ "$(jq -r .status <<<"$state")" != error ] || fail "$(jq -r '.error // "it ended as an error; mags.sh logs shows why"' <<<"$state")"
 }
 
 # wait_for ID: until the job has ended; its output, and its exit status as ours
 wait_for() {
-	local state pause=0.1
-	while state=$(call GET "$(job "$1")/status"); do
-		case $(jq -r .status <<<"$state") in
-		completed | error) break ;;
-		esac
-		sleep "$pause"
-		pause=0.5
-	done
-	[ -n "$state" ] || exit 1
+	local state reason
+	state=$(await "$1" '.status == "completed" or .status == "error"') || exit
 	show "$1"
-	local reason
 	reason=$(jq -r '.error // empty' <<<"$state")
 	[ -z "$reason" ] || printf 'mags.sh: %s\n' "$reason" >&2
 	exit "$(jq -r '.exit_code // (if .status == "completed" then 0 else 1 end)' <<<"$state")"
 }
 
-# open_url JOB PORT: once its sandbox is there
+# open_url JOB PORT
 open_url() {
+	local answer path
+	path=$(job "$1")
 	positive port "$2"
-	local answer state
-	while state=$(call GET "$(job "$1")/status") && [ "$(jq -r .status <<<"$state")" = pending ]; do sleep 0.2; done
-	answer=$(jq -nc --argjson port "$2" '{port: $port}' | send POST "$(job "$1")/access")
+	begun "$1"
+	answer=$(jq -nc --argjson port "$2" '{port: $port}' | send POST "$path/access")
 	jq -r .url <<<"$answer"
 }
 
@@ -207,7 +242,7 @@ new() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		-p | --persistent) no_sync=false ;;
-		-*) wrong "new has no option $1" ;;
+		-*) wrong "new: unknown option $1" ;;
 		*) name=$1 ;;
 		esac
 		shift
@@ -232,7 +267,7 @@ change() {
 list() {
 	local page=${1:-1} answer
 	positive page "$page"
-	answer=$(call GET "/mags-jobs?page=$page&page_size=20")
+	answer=$(call GET "/mags-jobs?page=$page&page_size=50")
 	jq -r '.jobs[] | [.request_id, .status, .name, .workspace_id // "-"] | @tsv' <<<"$answer"
 }
 
@@ -284,8 +319,7 @@ cron() {
 		;;
 	list)
 		answer=$(call GET /mags-cron)
-		jq -r '.cron_jobs[] | [.id, .name, .cron_expression, .next_run_at // "disabled", .last_status // "-"] | @tsv' \
-			<<<"$answer"
+		jq -r '.cron_jobs[] | [.id, .cron_expression, .enabled, .name] | @tsv' <<<"$answer"
 		;;
 	enable | disable)
 		[ -n "${2:-}" ] || wrong "which cron job? Give its id"
@@ -302,18 +336,23 @@ cron() {
 cron_add() {
 	local wanted='{}' script='' given=''
 	string() { wanted=$(jq -c --arg name "$1" --arg text "$2" '.[$name] = $text' <<<"$wanted"); }
+	if [ $# -eq 3 ] && [[ "$1$2" != -* ]]; then # NAME EXPRESSION SCRIPT
+		string name "$1"
+		string cron_expression "$2"
+		shift 2
+	fi
 	while [ $# -gt 0 ]; do
 		case $1 in
 		-p | --persistent) wanted=$(jq -c '.persistent = true' <<<"$wanted") ;;
 		-) script=$1 given="${given}x" ;;
 		-*)
+			known 'cron add' "$1" --name --schedule --timezone -w --workspace
 			value "$1" $#
 			case $1 in
 			--name) string name "$2" ;;
 			--schedule) string cron_expression "$2" ;;
 			--timezone) string timezone "$2" ;;
 			-w | --workspace) string workspace_id "$2" ;;
-			*) wrong "cron add has no option $1" ;;
 			esac
 			shift
 			;;
@@ -321,7 +360,7 @@ cron_add() {
 		esac
 		shift
 	done
-	[ "$given" = x ] || wrong "one script is needed, in quotes"
+	[ "$given" = x ] || wrong "cron add: give one script, in quotes"
 	text_of "$script" | jq -Rsc --argjson wanted "$wanted" '$wanted + {script: .}' | send POST /mags-cron | jq -r .id
 }
 
@@ -350,5 +389,5 @@ upload) upload "${1:-}" ;;
 workspace) workspace "$@" ;;
 cron) cron "$@" ;;
 help | -h | --help) usage ;;
-*) wrong "there is no command $command" ;;
+*) wrong "unknown command '$command'" ;;
 esac
