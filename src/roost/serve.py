@@ -44,6 +44,7 @@ from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.sandboxes.pulls import registries
 from roost.settings import ServeSettings
+from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
+                Deliverer(database, key, outward) as webhooks,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
                 tokens, images = Tokens(database), Images(node)
@@ -99,6 +101,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                     key,
                     scheduler,
                     outward,
+                    webhooks,
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)

@@ -1,8 +1,8 @@
 """The snippets of Mags' own documentation as programs: what stands there, verbatim, and what comes between.
 
 `Snippet` texts are those of the API reference ("Submit Job", "URL Aliases", …) and of the documentation page ("Mags
-Shell Script", …), with placeholders as they have them (`$TOKEN`, `eab1e214-...`, `<job-id>`). Plain strings between them
-are ours: they fill in what a reader is meant to have, and check what came.
+Shell Script", …), with placeholders as they have them (`$TOKEN`, `eab1e214-...`, `<job-id>`). Plain strings between
+them are ours: they fill in what a reader is meant to have, and check what came.
 """
 
 
@@ -234,8 +234,8 @@ await mags.cronDelete(cron.id);"""),
 ]
 # what those print, in order; REQUEST_ID stands for an id, … for anything
 NODE_PRINTS = [
-    "completed", "REQUEST_ID", "completed", "running", "[stdout] begun", "REQUEST_ID running", "… completed", "ssh root@…",
-    "myproject",
+    "completed", "REQUEST_ID", "completed", "running", "[stdout] begun", "REQUEST_ID running", "… completed",
+    "ssh root@…", "myproject",
 ]  # fmt: skip
 
 SHELL: list[str] = [

@@ -1,7 +1,7 @@
 """Every snippet of Mags' own documentation runs as it stands once URL and token are set: `seed_snippets.py`.
 
-Command lines of `mags` are in `test_mags_program.py`. Where those documents stand beside the repository (../shared), it is
-also checked that the snippets are theirs and that none was forgotten.
+Command lines of `mags` are in `test_mags_program.py`. Where those documents stand beside the repository (../shared), it
+is also checked that the snippets are theirs and that none was forgotten.
 """
 
 import contextlib
@@ -149,7 +149,8 @@ def test_what_is_shown_for_the_shell_script_and_the_skill(user: User) -> None:
         user.bash(workspace)
     job = user.roost.api.jobs()[0]
     assert (job["workspace_id"], job.get("exit_code")) in [("my-project", 0), ("my-project", 127)]
-    id, address = user.bash(url)
+    begun, address = user.bash(url)
+    id = begun.removeprefix("job ")
     assert address.startswith("http")
     said = "\n".join(user.bash("\n".join(existing).replace("<job-id>", id)))
     assert address in said and '"status": "running"' in said and f"{id}\trunning" in said

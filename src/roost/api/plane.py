@@ -15,6 +15,7 @@ from roost.jobs.scheduler import Scheduler
 from roost.outward import Allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
+from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ControlPlane:
     secret: Secret
     scheduler: Scheduler
     outward: Allowed  # where users may have Roost itself connect to
+    webhooks: Deliverer
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -92,9 +92,12 @@ send() { call "$1" "$2" -H 'Content-Type: application/json' --data-binary @-; }
 
 encoded() { jq -rn --arg text "$1" '$text | @uri'; }
 
-job() { # PATH of the job that is meant
-	[ -n "${1:-}" ] || wrong "which job? Give its id, name or workspace; mags.sh list shows them"
+job() { # the path of the job that is meant
 	printf '/mags-jobs/%s' "$(encoded "$1")"
+}
+
+one_job() { # COMMAND [JOB]
+	[ -n "${2:-}" ] || wrong "$1: which job? Give its id, name or workspace; mags.sh list shows them"
 }
 
 text_of() { # a script as it was given, or standard input for -
@@ -366,6 +369,9 @@ cron_add() {
 
 command=${1:-help}
 [ $# -eq 0 ] || shift
+case $command in
+url | status | logs | stop | sync | exec | set) one_job "$command" "$@" ;;
+esac
 case $command in
 run) run "$@" ;;
 url)
