@@ -317,3 +317,61 @@ PATCH /api/v1/mags-jobs/:id
     Snippet("GET /api/v1/mags-url-aliases"),
     Snippet("GET /api/v1/mags-cron"),
 ]
+
+# the Jobs API: REQ_ID and YOUR_API_KEY are the reader's
+JOBS_HTTP: list[str] = [
+    Snippet("""\
+POST /api/v1/jobs
+{
+  "name": "nightly-billing-rollup",
+  "type": "inline",
+  "script": "#!/bin/bash\\necho hello",
+  "vcpus": 2,
+  "memory_mb": 512,
+  "environment": {"ENV": "prod"},
+  "stateful": false,
+  "persist": false,
+  "ip_lease": false,
+  "proxy_port": 8080
+}"""),
+    Snippet("GET /api/v1/jobs?page=1&page_size=20"),
+    Snippet("GET /api/v1/jobs/:id"),
+    Snippet("""\
+GET /api/v1/jobs/:id/status
+GET /api/v1/jobs/:id/logs"""),
+]
+JOBS_CURL = Snippet("curl -N https://api.magpiecloud.com/api/v1/jobs/REQ_ID/logs?follow=true")
+JOBS_PYTHON: list[str] = [
+    Snippet("""\
+from magpie import Magpie
+
+client = Magpie(api_key="YOUR_API_KEY")"""),
+    """\
+import os, time
+client.base_url = os.environ["MAGS_API_URL"]""",
+    Snippet("""\
+result = client.jobs.run(
+    name="hello-world",
+    script="echo 'Hello from Magpie'",
+    script_type="inline",
+    vcpus=2,
+    memory_mb=512,
+)
+status = client.jobs.get_status(result["request_id"])
+logs = client.jobs.get_logs(result["request_id"])"""),
+    """\
+client.jobs.wait_for_completion(result["request_id"], poll_interval=0.05)
+assert "Hello from Magpie" in str(client.jobs.get_logs(result["request_id"]))""",
+    Snippet("""\
+handle = client.jobs.create_persistent_vm(
+    name="dev-shell",
+    script="echo ready",
+    register_proxy=True,
+    proxy_port=8080,
+)
+print(handle.request_id, handle.ip_address, handle.proxy_url)
+ssh_result = client.jobs.ssh(handle.request_id, "uname -a")"""),
+    """\
+assert "Linux" in ssh_result.stdout, ssh_result
+client.jobs.cancel(handle.request_id)""",
+]

@@ -14,8 +14,19 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.instance import RunningRoost, clean_environment
-from tests.e2e.seed_snippets import CURL, HTTP, NODE, NODE_PRINTS, PYTHON, SHELL, Snippet
+from tests.e2e.instance import RunningRoost, clean_environment, eventually
+from tests.e2e.seed_snippets import (
+    CURL,
+    HTTP,
+    JOBS_CURL,
+    JOBS_HTTP,
+    JOBS_PYTHON,
+    NODE,
+    NODE_PRINTS,
+    PYTHON,
+    SHELL,
+    Snippet,
+)
 from tests.e2e.test_clients import interpreter
 from tests.sdk.node import NODE as NODE_PROGRAM
 from tests.sdk.node import SDK
@@ -178,6 +189,32 @@ def test_what_is_shown_as_requests(user: User) -> None:
             assert {"idle_vms", "busy_vms", "total_vms", "min_pool_size", "max_pool_size"} <= answer.keys()
 
 
+def test_what_is_shown_of_the_jobs_api(user: User) -> None:
+    api, (create, *rest) = user.roost.api, JOBS_HTTP
+    head, _, body = create.partition("\n")
+    assert head == "POST /api/v1/jobs"
+    job = api.call("POST", "/jobs", json.loads(body))["request_id"]
+    eventually(lambda: api.call("GET", f"/jobs/{job}/status")["status"] == "completed")
+    answers = [api.call("GET", line.split()[1].removeprefix("/api/v1").replace(":id", job)) for line in lines(rest)]
+    listed, shown, status, logs = answers
+    assert "nightly-billing-rollup" in [one["name"] for one in listed["jobs"]]
+    assert shown["vcpus"] == 2 and status["exit_code"] == 0
+    assert "hello" in str(logs)
+    followed = JOBS_CURL.replace("REQ_ID", job) + ' -H "Authorization: Bearer $TOKEN"'  # as all calls take
+    assert any("hello" in line for line in user.bash(followed))
+
+
+def lines(parts: list[str]) -> list[str]:
+    return [line for part in parts for line in part.splitlines()]
+
+
+def test_what_is_shown_for_the_jobs_sdk(user: User) -> None:
+    program = "\n".join(JOBS_PYTHON).replace("YOUR_API_KEY", user.roost.api.token)
+    printed = user.runs(interpreter("0.1.5", "magpie-cloud"), "-c", program)
+    id, address, url = printed[-1].split()
+    assert len(id) == 36 and ":" in address and id[:12] in url
+
+
 def documents() -> dict[str, str]:
     """Those that Roost implements, where they stand beside the repository."""
     places = [parent / "shared" / "seeds" for parent in ROOT.parents]
@@ -190,7 +227,12 @@ def test_the_snippets_are_those_of_the_documents_and_none_is_missing() -> None:
     if not texts:
         pytest.skip("the documents are not beside this repository; the snippets themselves ran")
     whole = "\n".join(texts.values())
-    ours = [part for parts in (CURL, PYTHON, NODE, SHELL, HTTP) for part in parts if isinstance(part, Snippet)]
+    ours = [
+        part
+        for parts in (CURL, PYTHON, NODE, SHELL, HTTP, JOBS_HTTP, [JOBS_CURL], JOBS_PYTHON)
+        for part in parts
+        if isinstance(part, Snippet)
+    ]
     assert [part for part in ours if part not in whole] == []
     tested = "\n".join(ours) + Path(__file__).with_name("test_mags_program.py").read_text()
     begins = r"(?:curl |await mags\.|const \w+ = await mags\.|m\.|\w+ = m\.|\./mags\.sh |(?:GET|POST|PATCH) /api).*"
@@ -201,7 +243,7 @@ def test_the_snippets_are_those_of_the_documents_and_none_is_missing() -> None:
 
 # of other interfaces, and the download of a program that `roost` takes the place of
 ELSEWHERE = (
-    "curl -L https://releases.magpiecloud.com", "curl -N https://api.magpiecloud.com/api/v1/jobs", "GET /api/v1/jobs",
-    "POST /api/v1/jobs", "POST /api/v1/job-templates", "GET /api/v1/microvms", "POST /api/v1/microvms",
+    "curl -L https://releases.magpiecloud.com", "GET /api/v1/jobs/:id/vm-info",
+    "POST /api/v1/jobs/:id/ssh", "POST /api/v1/job-templates", "GET /api/v1/microvms", "POST /api/v1/microvms",
     "POST /api/v1/mags-url-aliases", "POST /api/v1/mags-cron", "PATCH /api/v1/mags-cron/:id", "POST /api/v1/mags-files",
 )  # fmt: skip
