@@ -39,6 +39,16 @@ def cron_id() -> str:
     return str(uuid.uuid4())
 
 
+def webhook_id() -> str:
+    """A random UUID."""
+    return str(uuid.uuid4())
+
+
+def message_id() -> str:
+    """A message to a webhook: `msg_` and 24 lower-case hex characters, as the database's triggers make them too."""
+    return f"msg_{secrets.token_hex(12)}"
+
+
 def key_id() -> str:
     """An SSH key's id: 12 lower-case hex characters."""
     return secrets.token_hex(6)

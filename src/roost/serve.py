@@ -41,6 +41,8 @@ from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.settings import ServeSettings
+from roost.webhooks.addresses import allowed
+from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         raise Invalid("`roost serve` must not run as root; `roost up` starts it as an ordinary user")
     if len(first_token) < FIRST_TOKEN_LENGTH:
         raise Invalid("`roost serve` needs the first account's token on standard input; `roost up` gives it")
-    hosts = hosts_of(settings)
+    hosts, reachable = hosts_of(settings), allowed(settings.webhook_allow)
     write_events("serve")
     with listening.listener("--listen", settings.listen, settings.inherited) as listener:
         _make_state_dir(settings)
@@ -78,11 +80,12 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
+                Deliverer(database, key, reachable) as webhooks,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
                 tokens, images = Tokens(database), Images(node)
                 plane = ControlPlane(
-                    database, tokens, live, placement, images, node, collection, ssh, routes, key, scheduler
+                    database, tokens, live, placement, images, node, collection, ssh, routes, key, scheduler, webhooks
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)

@@ -174,6 +174,8 @@ def serve_options(options: dict[str, Any]) -> list[str]:
         option = f"--{name.replace('_', '-')}"
         if name == "domains":
             words += [word for domain in value for word in ("--domain", str(domain))]
+        elif name == "webhook_allow":
+            words += [word for one in value for word in (option, str(one))]
         elif isinstance(value, tuple):
             words += [option, f"{value[0]}-{value[1]}"]
         elif isinstance(value, Path):

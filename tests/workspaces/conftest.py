@@ -25,6 +25,8 @@ from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
+from roost.webhooks.addresses import allowed
+from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 from tests.jobs.memory_node import Node, until
 
@@ -40,6 +42,7 @@ class Plane:
     routes: Routes
     database: Database
     scheduler: Scheduler
+    webhooks: Deliverer
 
 
 @asynccontextmanager
@@ -53,16 +56,17 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
             LiveJobs(database, key, node, placement) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
             Scheduler(database, key, live, node) as scheduler,  # type: ignore[arg-type]
+            Deliverer(database, key, allowed(["127.0.0.1"])) as webhooks,
         ):
             routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
             plane = ControlPlane(
                 database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler,
+                key, scheduler, webhooks,
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)
-            yield Plane(app, node, live, routes, database, scheduler)
+            yield Plane(app, node, live, routes, database, scheduler, webhooks)
 
 
 @dataclass
@@ -73,6 +77,7 @@ class Api:
     routes: Routes
     database: Database
     scheduler: Scheduler
+    webhooks: Deliverer
 
     async def run(self, **fields: object) -> str:
         """A job that has a sandbox; its vm_id."""
@@ -105,7 +110,7 @@ async def an_api(directory: Path) -> AsyncIterator[Api]:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         transport = httpx.ASGITransport(plane.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://roost/api/v1", headers=headers) as client:
-            yield Api(client, plane.node, plane.live, plane.routes, plane.database, plane.scheduler)
+            yield Api(client, plane.node, plane.live, plane.routes, plane.database, plane.scheduler, plane.webhooks)
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ from roost.api import (
     ssh_keys,
     uploads,
     usage,
+    webhooks,
     workspace_files,
     workspaces,
 )
@@ -94,6 +95,15 @@ ROUTES = [
     cron.change,  #         PATCH  /mags-cron/{id}
     cron.remove,  #         DELETE /mags-cron/{id}
     cron.list_runs,  #      GET    /mags-cron/{id}/runs
+    webhooks.create,  #     POST   /webhooks
+    webhooks.list_webhooks,  # GET /webhooks
+    webhooks.show,  #       GET    /webhooks/{id}
+    webhooks.change,  #     PATCH  /webhooks/{id}
+    webhooks.remove,  #     DELETE /webhooks/{id}
+    webhooks.rotate,  #     POST   /webhooks/{id}/rotate
+    webhooks.send_test,  #  POST   /webhooks/{id}/test
+    webhooks.list_deliveries,  # GET /webhooks/{id}/deliveries
+    webhooks.send_again,  # POST   /webhooks/{id}/deliveries/{message_id}/redeliver
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build

@@ -13,6 +13,7 @@ from roost.jobs.live import LiveJobs
 from roost.jobs.scheduler import Scheduler
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
+from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ControlPlane:
     routes: Routes
     secret: Secret
     scheduler: Scheduler
+    webhooks: Deliverer
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -88,6 +88,9 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--ssh", default="127.0.0.1:2222", show_default=True, metavar="HOST:PORT", help="SSH gateway."),
         click.option("--ssh-host", metavar="NAME", help="What clients are told [as they reached the API]."),
         click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
+        click.option(
+            "--webhook-allow", multiple=True, metavar="HOST|NET", help="Not public, yet for webhooks; repeatable."
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -6,6 +6,7 @@ while a commit is under way share the next one, so a burst of a hundred submissi
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ class Database:
         self._local = threading.local()  # each thread's own connection
         self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
         self._writing: asyncio.Task[None] | None = None
+        self.after_commit: list[Callable[[], None]] = []  # each is called then, and must be short
 
     async def __aenter__(self) -> Self:
         self._writing = asyncio.create_task(self._write_all(), name="database writer")
@@ -124,6 +126,8 @@ class Database:
         for write, results in zip(batch, outcomes, strict=True):
             if not write.outcomes.done():
                 write.outcomes.set_result(results)
+        for tell in self.after_commit:
+            tell()
 
     def _execute(self, batch: list[Write]) -> list[list[Outcome]]:
         connection = self._connection()

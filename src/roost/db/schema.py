@@ -213,6 +213,48 @@ ssh_ports = Table(  # of the gateway that belong to one job; they go when it has
     Column("created_ns", BigInteger, nullable=False),
 )
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("url", String, nullable=False),
+    Column("description", String),
+    Column("events", JSON(none_as_null=True)),  # list of types; none: all
+    Column("secret", LargeBinary, nullable=False),  # sealed
+    Column("previous_secret", LargeBinary),
+    Column("previous_until_ns", BigInteger),  # it signs too
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_reason", String),
+    Column("sequence", Integer, nullable=False),  # of its newest message
+    Column("failing_since_ns", BigInteger),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    Index("webhooks_of_account", "account_id", "enabled"),
+)
+
+webhook_deliveries = Table(  # the outbox; triggers write it (migration 0009) whenever a job's state changes
+    "webhook_deliveries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("message_id", String, nullable=False, unique=True),
+    Column("webhook_id", String, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("type", String, nullable=False),
+    Column("data", String, nullable=False),  # a JSON object
+    Column("occurred_ns", BigInteger, nullable=False),
+    Column("status", String, nullable=False),  # waiting, delivered or failed
+    Column("attempts", Integer, nullable=False),
+    Column("next_ns", BigInteger),  # attempt; none: it does not wait
+    Column("until_ns", BigInteger, nullable=False),  # it is tried
+    Column("attempted_ns", BigInteger),
+    Column("response_status", Integer),
+    Column("error", String),
+    Index("webhook_deliveries_of_webhook", "webhook_id", "sequence"),
+    Index("webhook_deliveries_waiting", "webhook_id", "id", "next_ns", sqlite_where=text("status = 'waiting'")),
+    Index("webhook_deliveries_by_age", "status", "occurred_ns"),
+)
+
 
 def _counters() -> list[Column[Any]]:
     whole = ("cpu_ns", "rx_bytes", "tx_bytes", "awake_ns", "frozen_ns")
