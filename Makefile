@@ -47,7 +47,7 @@ test-packages:
 
 # The suite starts real sandboxes, which takes root.
 test: setup test-packages check
-	$(SUDO) .venv/bin/pytest -n 3 $(PYTEST)
+	$(SUDO) .venv/bin/pytest -n 3 --dist worksteal $(PYTEST)
 
 test-fast: setup
 	$(SUDO) .venv/bin/pytest -q -n 2 -m "not e2e and not slow" $(PYTEST)

@@ -38,10 +38,11 @@ from roost.gateways.tls.gateway import https
 from roost.jobs.idle import Patience
 from roost.jobs.live import LiveJobs
 from roost.jobs.scheduler import Scheduler
+from roost.outward import allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
+from roost.sandboxes.pulls import registries
 from roost.settings import ServeSettings
-from roost.webhooks.addresses import allowed
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 
@@ -64,7 +65,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         raise Invalid("`roost serve` must not run as root; `roost up` starts it as an ordinary user")
     if len(first_token) < FIRST_TOKEN_LENGTH:
         raise Invalid("`roost serve` needs the first account's token on standard input; `roost up` gives it")
-    hosts, reachable = hosts_of(settings), allowed(settings.webhook_allow)
+    hosts, known, outward = hosts_of(settings), registries(settings.registries), allowed(settings.allow_private)
     write_events("serve")
     with listening.listener("--listen", settings.listen, settings.inherited) as listener:
         _make_state_dir(settings)
@@ -76,16 +77,28 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
             patience = Patience(settings.idle_minutes * 60, settings.cold_after_minutes * 60)
             retention = Retention(settings.keep_revisions, settings.keep_days)
             async with (
-                LiveJobs(database, key, node, placement, patience) as live,
+                LiveJobs(database, key, node, placement, patience, known) as live,
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
-                Deliverer(database, key, reachable) as webhooks,
+                Deliverer(database, key, outward) as webhooks,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
                 tokens, images = Tokens(database), Images(node)
                 plane = ControlPlane(
-                    database, tokens, live, placement, images, node, collection, ssh, routes, key, scheduler, webhooks
+                    database,
+                    tokens,
+                    live,
+                    placement,
+                    images,
+                    node,
+                    collection,
+                    ssh,
+                    routes,
+                    key,
+                    scheduler,
+                    outward,
+                    webhooks,
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)

@@ -32,7 +32,8 @@ class ServeSettings:
     ssh: str = "127.0.0.1:2222"  # HOST:PORT
     ssh_host: str | None = None  # the name that clients are told; None: of the API's own request
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
-    webhook_allow: tuple[str, ...] = ()  # hosts, addresses and networks that webhooks may reach though not public
+    registries: tuple[str, ...] = ()  # of images, besides the public ones; http://HOST for one without TLS
+    allow_private: tuple[str, ...] = ()  # hosts and networks that users may have Roost connect to though not public
 
     @property
     def database(self) -> Path:

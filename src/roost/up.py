@@ -167,15 +167,16 @@ def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, sock
     return [*command, *serve_options(options)]
 
 
+REPEATED = {"domains": "--domain", "registries": "--registry", "allow_private": "--allow-private"}
+
+
 def serve_options(options: dict[str, Any]) -> list[str]:
     """As `roost serve` reads them."""
     words: list[str] = []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
-        if name == "domains":
-            words += [word for domain in value for word in ("--domain", str(domain))]
-        elif name == "webhook_allow":
-            words += [word for one in value for word in (option, str(one))]
+        if name in REPEATED:
+            words += [word for one in value for word in (REPEATED[name], str(one))]
         elif isinstance(value, tuple):
             words += [option, f"{value[0]}-{value[1]}"]
         elif isinstance(value, Path):

@@ -26,7 +26,7 @@ def refused(answer: httpx.Response, status: int, *words: str) -> None:
         ({"script": "echo a\0b"}, ["script", "NUL"]),
         ({"script": 7}, ["script", "expected string, got whole number"]),
         ({"script": ["echo"]}, ["script", "string"]),
-        ({"type": "url"}, ["type", "inline", "later"]),
+        ({"type": "url"}, ["script", "http"]),
         ({"type": "docker"}, ["type", "inline"]),
         ({"type": 1}, ["type", "string"]),
         ({"name": "a/b"}, ["name", "slash"]),

@@ -10,6 +10,7 @@ import pytest
 from roost.errors import Invalid
 from roost.node.images import ImageStore, oci
 from roost.node.protocol import PullImage
+from roost.node.reference import normalised
 
 from .image_world import (
     Layout,
@@ -251,7 +252,7 @@ async def test_an_image_is_pulled_from_a_layout_of_this_machine(
     ],
 )
 def test_a_reference_is_completed_as_everywhere(short: str, full: str) -> None:
-    assert oci.normalised(short) == full
+    assert normalised(short) == full
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_a_reference_is_completed_as_everywhere(short: str, full: str) -> None:
 )
 def test_what_is_no_reference_is_refused(reference: str) -> None:
     with pytest.raises(Invalid):
-        oci.normalised(reference)
+        normalised(reference)
 
 
 def test_skopeo_runs_without_any_capability() -> None:

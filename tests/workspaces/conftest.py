@@ -22,10 +22,10 @@ from roost.gateways.routes import SIGNED_LINKS, Routes
 from roost.gateways.ssh.gateway import SshGateway
 from roost.jobs.live import LiveJobs
 from roost.jobs.scheduler import Scheduler
+from roost.outward import allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
-from roost.webhooks.addresses import allowed
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 from tests.jobs.memory_node import Node, until
@@ -62,7 +62,7 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
             plane = ControlPlane(
                 database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler, webhooks,
+                key, scheduler, allowed(["127.0.0.1"]), webhooks,
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)

@@ -10,6 +10,7 @@ import msgspec
 from litestar import MediaType, Request, Response, get
 
 from roost import __version__
+from roost.api.document import document
 from roost.api.plane import Plane
 
 STYLE = """
@@ -36,12 +37,12 @@ async def health(request: Request[Any, Any, Any], plane: Plane) -> Health:
 
 @get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
-    return Response(msgspec.json.encode(request.app.openapi_schema.to_schema()), media_type=MediaType.JSON)
+    return Response(msgspec.json.encode(document(request.app)), media_type=MediaType.JSON)
 
 
 @get("/docs", include_in_schema=False)
 async def docs(request: Request[Any, Any, Any]) -> Response[str]:
-    return Response(page(request.app.openapi_schema.to_schema()), media_type=MediaType.HTML)
+    return Response(page(document(request.app)), media_type=MediaType.HTML)
 
 
 def page(document: dict[str, Any]) -> str:

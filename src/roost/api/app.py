@@ -27,6 +27,7 @@ from roost.api import (
     mags,
     metrics,
     proxy_targets,
+    saved_jobs,
     sleep,
     ssh_keys,
     uploads,
@@ -71,6 +72,18 @@ ROUTES = [
     aliases.list_aliases,  # GET   /mags-url-aliases
     aliases.sign,  #        POST   /mags-url-aliases/{subdomain}/link
     aliases.remove,  #      DELETE /mags-url-aliases/{subdomain}
+    saved_jobs.create,  #   POST   /jobs
+    saved_jobs.list_jobs,  # GET   /jobs
+    saved_jobs.show,  #     GET    /jobs/{id}
+    saved_jobs.change,  #   PUT    /jobs/{id}
+    saved_jobs.remove,  #   DELETE /jobs/{id}
+    saved_jobs.run_again,  # POST  /jobs/{id}/run
+    saved_jobs.status,  #   GET    /jobs/{id}/status
+    saved_jobs.logs,  #     GET    /jobs/{id}/logs
+    saved_jobs.vm_info,  #  GET    /jobs/{id}/vm-info
+    saved_jobs.run_command,  # POST /jobs/{id}/ssh
+    saved_jobs.cancel,  #   POST   /jobs/{id}/cancel
+    saved_jobs.details,  #  GET    /jobs/{id}/details
     proxy_targets.create,  # POST  /proxy-targets
     proxy_targets.list_targets,  # GET /proxy-targets
     proxy_targets.show,  #  GET    /proxy-targets/{id}
@@ -80,7 +93,7 @@ ROUTES = [
     sleep.put_to_sleep,  #  POST   /mags-jobs/{id}/sleep
     sleep.wake,  #          POST   /mags-jobs/{id}/wake
     sleep.keep_awake,  #    POST   /mags-jobs/{id}/keepalive
-    uploads.upload,  #      POST   /mags-files
+    uploads.upload,  #      POST   /mags-files, /jobs/files
     workspaces.list_workspaces,  # GET    /mags-workspaces
     workspaces.remove,  #   DELETE /mags-workspaces/{id}
     workspaces.list_revisions,  #  GET    /mags-workspaces/{id}/revisions

@@ -93,6 +93,7 @@ async def show(request: Caller, plane: Plane, id: Id, exec_id: ExecId) -> ExecSt
 @get(
     "/mags-jobs/{id:str}/execs/{exec_id:str}/output",
     summary="Read or follow an exec's output",
+    opt={"answers": ("text/event-stream", "application/octet-stream")},
     description=(
         "`{records: [{timestamp, source, seq, data}]}`, data in base64. `follow=true`: the same as server-sent events "
         "until `event: end` with the exec's state. `format=raw`: the exact bytes of one source."
@@ -128,6 +129,7 @@ async def read_output(
     "/mags-jobs/{id:str}/execs/{exec_id:str}/input",
     status_code=200,
     summary="Write to an exec's input",
+    opt={"body": "application/octet-stream"},
     description=(
         "The body's bytes, of which the first is number `at` of its input: what was taken already is skipped, so the "
         "same request may be sent again. Answers what was taken within 25 seconds; `end=true` closes the input behind "

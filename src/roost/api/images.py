@@ -17,8 +17,10 @@ from roost.api.plane import Plane
 from roost.clock import rfc3339
 from roost.errors import Invalid, RoostError
 from roost.node.protocol import BuildImage, Image, Progress, PullImage
+from roost.sandboxes.images import image_name
 
 NDJSON = "application/x-ndjson"
+LINES = {"answers": (NDJSON,)}
 _encode = msgspec.json.Encoder().encode
 
 Caller = Request[Account, str, State]
@@ -60,34 +62,41 @@ async def list_images(plane: Plane) -> ImageList:
     return ImageList([_record(image) for image in await plane.node.images()])
 
 
-@post("/images/{name:str}/pull", status_code=200, dto=JsonBody, return_dto=None, summary="Pull from a registry")
+@post(
+    "/images/{name:str}/pull", status_code=200, dto=JsonBody, return_dto=None, opt=LINES, summary="Pull from a registry"
+)
 async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
     if not data.reference.strip():
         raise Invalid("reference: empty; give one like docker://HOST/NAME:TAG")
     wanted = PullImage(reference=data.reference, tls_verify=data.tls_verify)
-    return await _told(plane.node.pull_image(name, wanted))
+    return await _told(plane.node.pull_image(image_name("name", name), wanted))
 
 
-@post("/images/{name:str}/build", status_code=200, dto=JsonBody, return_dto=None, summary="Build from packages")
+@post(
+    "/images/{name:str}/build", status_code=200, dto=JsonBody, return_dto=None, opt=LINES, summary="Build from packages"
+)
 async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
     wanted = data or Build()
-    return await _told(plane.node.build_image(name, BuildImage(packages=wanted.packages, suite=wanted.suite)))
+    return await _told(
+        plane.node.build_image(image_name("name", name), BuildImage(packages=wanted.packages, suite=wanted.suite))
+    )
 
 
 @post(
     "/images/{name:str}/import",
     status_code=200,
     request_max_body_size=None,
+    opt=LINES | {"body": "application/x-tar"},
     summary="Import a tar archive of a root file system, which is the body",
 )
 async def import_archive(request: Caller, plane: Plane, name: Name) -> Stream:
-    return await _told(plane.node.import_image(name, request.stream()))
+    return await _told(plane.node.import_image(image_name("name", name), request.stream()))
 
 
 @delete("/images/{name:str}", status_code=200, summary="Remove an image")
 async def remove(plane: Plane, name: Name) -> Stopped:
     plane.images.forget(name)
-    await plane.node.remove_image(name)
+    await plane.node.remove_image(image_name("name", name))
     return Stopped(True, f"Image {name!r} removed")
 
 

@@ -15,7 +15,8 @@ from roost.accounts.tokens import Account
 from roost.api import output
 from roost.api.bodies import JsonBody
 from roost.api.plane import ControlPlane, Plane
-from roost.api.submission import Submission, order_of
+from roost.api.script_source import fetched
+from roost.api.submission import INLINE, URL, Submission, order_of
 from roost.clock import now_ns, rfc3339
 from roost.errors import Invalid
 from roost.jobs import job as jobs
@@ -120,14 +121,17 @@ class PoolSize(msgspec.Struct, frozen=True):
 
 @post("/mags-jobs", status_code=202, dto=JsonBody, return_dto=None, summary="Submit a job")
 async def submit(request: Caller, plane: Plane, data: Submission) -> Accepted:
+    if data.type == URL:
+        text = await fetched((data.script or "").strip(), plane.outward)
+        data = msgspec.structs.replace(data, type=INLINE, script=text)
     order = order_of(data, plane.placement.machine)
     await plane.images.require(order.image)
-    await _require_files(plane, request.user.id, order)
+    await require_files(plane, request.user.id, order)
     job = await plane.live.submit(request.user.id, order)
     return Accepted("Mags job submitted successfully", job.request_id, "accepted")
 
 
-async def _require_files(plane: Plane, account_id: int, order: Order) -> None:
+async def require_files(plane: ControlPlane, account_id: int, order: Order) -> None:
     """That what the job begins with is there. Raises NotFound, Invalid, Conflict."""
     keeping = order.keeping
     if keeping.base_workspace is not None:
@@ -190,6 +194,7 @@ async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
 @get(
     "/mags-jobs/{id:str}/logs",
     summary="Read or follow a job's output",
+    opt={"answers": ("text/event-stream", "application/octet-stream")},
     description=(
         "`{logs: [{timestamp, level, message, source}]}`, an entry for each line. `follow=true`: the same entries as "
         "server-sent events until `event: end` with the status; with `raw=true` undivided chunks in base64. "

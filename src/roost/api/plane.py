@@ -11,6 +11,7 @@ from roost.db.secret import Secret
 from roost.gateways.routes import Routes
 from roost.jobs.live import LiveJobs
 from roost.jobs.scheduler import Scheduler
+from roost.outward import Allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Placement
 from roost.webhooks.deliverer import Deliverer
@@ -34,6 +35,7 @@ class ControlPlane:
     routes: Routes
     secret: Secret
     scheduler: Scheduler
+    outward: Allowed  # where users may have Roost itself connect to
     webhooks: Deliverer
 
 

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from roost.errors import Invalid, TooLarge
 from roost.jobs.job import Keeping, Order, Work
+from roost.sandboxes.images import image_name
 from roost.sandboxes.placement import Machine
 from roost.workspaces.workspace import split
 
@@ -21,6 +22,8 @@ MAX_TIMEOUT = 86_400  # seconds
 MIN_MEMORY_MB = 32
 MIN_VCPUS = 0.1
 IMAGE = "standard"
+INLINE = "inline"
+URL = "url"
 VCPUS = 2.0
 MEMORY_MB = 1024
 DISK_GB = 2
@@ -32,7 +35,6 @@ MAX_IDLE_MINUTES = 7 * 24 * 60
 
 _NEEDS_PERSISTENT = "{}: needs persistent: true; other jobs end with their script and never sleep"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
 def _note(text: str) -> Meta:
@@ -43,7 +45,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a submission, before its values are checked; null counts as absent."""
 
     script: Annotated[str | None, _note("Shell script to run (required); at most 1 MiB")] = None
-    type: Annotated[str | None, _note('Only "inline"')] = None
+    type: Annotated[str | None, _note('"inline" (default), or "url": script is the URL of its text')] = None
     name: Annotated[str | None, _note("At most 128 characters, no slashes; made up when absent")] = None
     environment: Annotated[dict[str, str] | None, _note("Variables; at most 128 KiB in all")] = None
     rootfs_type: Annotated[str | None, _note('Name of an image; default "standard"')] = None
@@ -94,7 +96,7 @@ def order_of(submission: Submission, machine: Machine) -> Order:
     return Order(
         work=Work(_script(submission), _environment(magic.environment)),
         name=_name(submission.name),
-        image=_image(image or IMAGE),
+        image=image_name("rootfs_type", image or IMAGE),
         vcpus=_within("vcpus", submission.vcpus, MIN_VCPUS, machine.cpus, min(VCPUS, machine.cpus)),
         memory_mb=_within("memory_mb", memory, MIN_MEMORY_MB, most_memory, min(MEMORY_MB, most_memory)),
         disk_gb=_within("disk_gb", submission.disk_gb, 1, MAX_DISK_GB, DISK_GB),
@@ -172,10 +174,10 @@ def _file_ids(file_ids: list[str]) -> tuple[str, ...]:
 
 
 def _script(submission: Submission) -> bytes:
-    if (submission.type or "inline") != "inline":
+    if (submission.type or INLINE) != INLINE:
         raise Invalid(
-            f'type: {submission.type[:40] if submission.type else ""!r} is not supported; only "inline" is '
-            '("url" comes with a later release): put the text of the script into "script"'
+            f'type: {submission.type[:40] if submission.type else ""!r} is not supported; give "inline" with the text '
+            'of the script, or "url" with its URL'
         )
     script = (submission.script or "").encode()
     if not script.strip():
@@ -201,12 +203,6 @@ def _check_name(field: str, name: str) -> None:
         raise Invalid(f"{field}: may not be blank, '.' or '..', nor hold a slash, since it is used in URLs")
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
         raise Invalid(f"{field}: may not hold line breaks or other control characters")
-
-
-def _image(name: str) -> str:
-    if not _IMAGE.match(name):
-        raise Invalid(f"rootfs_type: {name[:80]!r} is no image name (letters, digits, '.', '_' and '-')")
-    return name
 
 
 def _environment(environment: dict[str, str]) -> dict[str, str]:

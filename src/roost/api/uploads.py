@@ -25,10 +25,11 @@ class Uploaded(msgspec.Struct, frozen=True):
 
 
 @post(
-    "/mags-files",
+    ["/mags-files", "/jobs/files"],
     status_code=201,
     request_max_body_size=None,
     summary="Upload a file for jobs",
+    opt={"body": "multipart/form-data"},
     description="multipart/form-data, field `file`, at most 100 MB. Kept for 7 days; name it in a job's `file_ids`.",
 )
 async def upload(request: Caller, plane: Plane) -> Uploaded:

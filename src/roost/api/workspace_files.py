@@ -66,6 +66,7 @@ class Changed(msgspec.Struct, frozen=True, omit_defaults=True):
 @get(
     PATHS,
     summary="Read a file, or list a directory",
+    opt={"answers": ("application/octet-stream", "application/x-tar"), "ranges": True},
     description=(
         "A file's bytes (with `Range`, 206 or 416), a directory as `{workspace_id, path, entries: [{name, type, size, "
         "mode, modified_at, uid, gid, target}]}`; `tar=true`: a tar archive of either. From the sandbox of the job "
@@ -102,6 +103,7 @@ async def read(
     status_code=200,
     request_max_body_size=None,
     summary="Write a file",
+    opt={"body": "application/octet-stream"},
     description=(
         "The body is its content; missing directories are made; `mode` is octal. Into the sandbox of the job that has "
         "the workspace, if one runs; else the workspace gets a new revision."

@@ -89,7 +89,10 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--ssh-host", metavar="NAME", help="What clients are told [as they reached the API]."),
         click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
         click.option(
-            "--webhook-allow", multiple=True, metavar="HOST|NET", help="Not public, yet for webhooks; repeatable."
+            "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
+        ),
+        click.option(
+            "--allow-private", multiple=True, metavar="HOST|NET", help="Not public, yet users may name it; repeatable."
         ),
     )
     for option in reversed(options):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import structlog
 from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event
@@ -34,10 +34,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """A statement that was made once, with its values for this time: to build one takes longer than to run it."""
+
+    statement: Executable
+    values: dict[str, Any]
+
+
+Statement: TypeAlias = Executable | Bound
+
+
+@dataclass(frozen=True)
 class Write:
     """Statements that take effect together or not at all, and who waits for them."""
 
-    statements: tuple[Executable, ...]
+    statements: tuple[Statement, ...]
     outcomes: asyncio.Future[list[Outcome]] = field(compare=False)
 
 
@@ -70,29 +81,29 @@ class Database:
             threads.shutdown()
         self._engine.dispose()
 
-    async def read(self, statement: Executable) -> list[Row[Any]]:
-        """All rows, as of the last commit."""
+    async def read(self, statement: Executable, **values: Any) -> list[Row[Any]]:
+        """All rows, as of the last commit; `values` are those of its parameters (see `Bound`)."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._read_threads, self._read, statement)
+        return await loop.run_in_executor(self._read_threads, self._read, statement, values)
 
-    def _read(self, statement: Executable) -> list[Row[Any]]:
+    def _read(self, statement: Executable, values: dict[str, Any]) -> list[Row[Any]]:
         with self._connection().begin():
-            return list(self._connection().execute(statement))
+            return list(self._connection().execute(statement, values))
 
     def _connection(self) -> Connection:
         if not hasattr(self._local, "connection"):
             self._local.connection = self._engine.connect()
         return self._local.connection
 
-    async def write(self, *statements: Executable) -> list[Outcome]:
+    async def write(self, *statements: Statement) -> list[Outcome]:
         """Durable on return. Raises StateUnwritable when the disk is full or read-only; nothing has changed then."""
         return await self._ask(statements)
 
-    def write_soon(self, *statements: Executable) -> None:
+    def write_soon(self, *statements: Statement) -> None:
         """For what may be lost: written with the next commit, a failure is only logged."""
         self._ask(statements).add_done_callback(_log_failure)
 
-    def _ask(self, statements: tuple[Executable, ...]) -> asyncio.Future[list[Outcome]]:
+    def _ask(self, statements: tuple[Statement, ...]) -> asyncio.Future[list[Outcome]]:
         write = Write(statements, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(write)
         return write.outcomes
@@ -135,8 +146,8 @@ class Database:
             return [[_outcome(connection, one) for one in write.statements] for write in batch]
 
 
-def _outcome(connection: Connection, statement: Executable) -> Outcome:
-    result: Any = connection.execute(statement)
+def _outcome(connection: Connection, one: Statement) -> Outcome:
+    result: Any = connection.execute(one.statement, one.values) if isinstance(one, Bound) else connection.execute(one)
     return Outcome(result.rowcount, result.lastrowid if result.context.isinsert else 0)
 
 

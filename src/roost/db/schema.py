@@ -31,6 +31,7 @@ accounts = Table(
     Column("id", Integer, primary_key=True),
     Column("name", String, nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
+    Column("jobs", Integer, nullable=False, server_default=text("0")),  # that it has: to count rows takes too long
 )
 
 tokens = Table(
@@ -85,6 +86,8 @@ jobs = Table(
     Column("asleep_ns", BigInteger),  # since when
     Column("wakes", Integer, nullable=False, server_default=text("0")),  # from cold; each has a sandbox of its own
     Column("log_id", String),  # the first sandbox's id, whose log all of them continue; none before the first wake
+    Column("stateful", Boolean, nullable=False, server_default=text("0")),  # it has a directory /workspace
+    Column("image_source", String),  # a registry's reference: the node pulls the image if it does not have it
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
@@ -321,4 +324,26 @@ cron_runs = Table(
     Column("ended_ns", BigInteger),
     UniqueConstraint("cron_id", "scheduled_ns"),  # no instant fires twice
     Index("cron_runs_unended", "cron_id", "scheduled_ns", sqlite_where=text("status IN ('queued', 'running')")),
+)
+
+saved_jobs = Table(  # of the Jobs API: definitions, which are run again and again
+    "saved_jobs",
+    metadata,
+    Column("id", String, primary_key=True),  # that of its first run
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("work", LargeBinary, nullable=False),  # everything else that was asked for, sealed
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    Index("saved_jobs_of_account", "account_id", "created_ns"),
+)
+
+saved_job_runs = Table(
+    "saved_job_runs",
+    metadata,
+    Column("request_id", String, primary_key=True),
+    Column("job_id", String, nullable=False),  # the definition's, which may be gone
+    Column("ip_lease", Boolean, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("runs_of_saved_job", "job_id", "created_ns"),
 )

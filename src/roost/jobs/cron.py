@@ -7,12 +7,27 @@ becomes `running` in the transaction that writes its job. So a crash anywhere lo
 from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
-from sqlalchemy import Executable, Row, and_, delete, func, insert, literal, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    Executable,
+    Integer,
+    Row,
+    String,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from roost.clock import now_ns
-from roost.db.database import Database
+from roost.db.database import Bound, Database
 from roost.db.schema import cron_runs, crons, jobs
 from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
@@ -160,8 +175,11 @@ async def history(database: Database, cron: Cron, most: int) -> list[CronRun]:
 # ---- what the scheduler does -------------------------------------------------------------------------------
 
 
+_BY_ID = select(*_COLUMNS).where(crons.c.id == bindparam("cron", type_=String))
+
+
 async def read(database: Database, cron_id: str) -> Cron | None:
-    rows = await database.read(select(*_COLUMNS).where(crons.c.id == cron_id))
+    rows = await database.read(_BY_ID, cron=cron_id)
     return _cron(rows[0]) if rows else None
 
 
@@ -177,15 +195,34 @@ async def due(database: Database, until_ns: int, most: int) -> list[Cron]:
     return [_cron(row) for row in await database.read(query.order_by(crons.c.next_ns).limit(most))]
 
 
+def _forget_old() -> Executable:
+    of_it = cron_runs.c.cron_id == bindparam("cron", type_=String)
+    newest_first = select(cron_runs.c.id).where(of_it).order_by(cron_runs.c.scheduled_ns.desc())
+    old = newest_first.offset(bindparam("kept", type_=Integer)).limit(-1)
+    return delete(cron_runs).where(cron_runs.c.id.in_(old), cron_runs.c.status.not_in(("queued", "running")))
+
+
+_FORGET_OLD = _forget_old()
+_NEW_RUN = upsert(cron_runs).on_conflict_do_nothing()
+_MOVE_ON = (
+    update(crons)
+    .where(
+        crons.c.id == bindparam("cron", type_=String),
+        crons.c.next_ns == bindparam("expected", type_=BigInteger),
+    )
+    .values(next_ns=bindparam("next_ns", type_=BigInteger))
+)
+
+
 async def record_due(database: Database, cron: Cron, runs: list[CronRun], next_ns: int | None) -> None:
     """The instants that have come, and the next one, together. Raises StateUnwritable.
 
     A schedule that was changed meanwhile keeps its new next instant; of one that was removed nothing is written.
     """
-    rows = [upsert(cron_runs).values(_values(run)).on_conflict_do_nothing() for run in runs]
-    unchanged = update(crons).where(crons.c.id == cron.id, crons.c.next_ns == cron.next_ns)
+    rows = [Bound(_NEW_RUN, _values(run)) for run in runs]
+    moved = Bound(_MOVE_ON, {"cron": cron.id, "expected": cron.next_ns, "next_ns": next_ns})
     try:
-        await database.write(*rows, unchanged.values(next_ns=next_ns), _forget_old(cron.id))
+        await database.write(*rows, moved, Bound(_FORGET_OLD, {"cron": cron.id, "kept": KEPT_RUNS}))
     except IntegrityError:
         if await read(database, cron.id) is not None:
             raise
@@ -193,13 +230,6 @@ async def record_due(database: Database, cron: Cron, runs: list[CronRun], next_n
 
 def _values(run: CronRun) -> dict[str, Any]:
     return {name: getattr(run, name) for name in CronRun.__struct_fields__ if name != "id"}
-
-
-def _forget_old(cron_id: str) -> Executable:
-    of_it = cron_runs.c.cron_id == cron_id
-    newest_first = select(cron_runs.c.id).where(of_it).order_by(cron_runs.c.scheduled_ns.desc())
-    old = newest_first.offset(KEPT_RUNS).limit(-1)
-    return delete(cron_runs).where(cron_runs.c.id.in_(old), cron_runs.c.status.not_in(("queued", "running")))
 
 
 def instant(cron: Cron, scheduled_ns: int, waits: bool) -> CronRun:
@@ -210,10 +240,16 @@ def instant(cron: Cron, scheduled_ns: int, waits: bool) -> CronRun:
     )  # fmt: skip
 
 
+_QUEUED = (
+    select(*_RUN_COLUMNS)
+    .where(cron_runs.c.cron_id == bindparam("cron", type_=String), cron_runs.c.status == "queued", _UNENDED)
+    .order_by(cron_runs.c.scheduled_ns)
+)
+
+
 async def queued(database: Database, cron_id: str) -> list[CronRun]:
     """Oldest first."""
-    query = select(*_RUN_COLUMNS).where(cron_runs.c.cron_id == cron_id, cron_runs.c.status == "queued", _UNENDED)
-    return [_run(row) for row in await database.read(query.order_by(cron_runs.c.scheduled_ns))]
+    return [_run(row) for row in await database.read(_QUEUED, cron=cron_id)]
 
 
 async def unended(database: Database) -> list[CronRun]:
@@ -221,10 +257,13 @@ async def unended(database: Database) -> list[CronRun]:
     return [_run(row) for row in await database.read(select(*_RUN_COLUMNS).where(_UNENDED).order_by(cron_runs.c.id))]
 
 
-def started(run: CronRun, request_id: str, started_ns: int, exec_number: int | None = None) -> Executable:
+_START = update(cron_runs).where(cron_runs.c.id == bindparam("run", type_=Integer), cron_runs.c.status == "queued")
+
+
+def started(run: CronRun, request_id: str, started_ns: int, exec_number: int | None = None) -> Bound:
     """Goes with the insertion of its job, or before its sandbox is entered."""
-    row = update(cron_runs).where(cron_runs.c.id == run.id, cron_runs.c.status == "queued")
-    return row.values(status="running", request_id=request_id, started_ns=started_ns, exec_number=exec_number)
+    changes = {"request_id": request_id, "started_ns": started_ns, "exec_number": exec_number}
+    return Bound(_START, {"run": run.id, "status": "running", **changes})
 
 
 async def record(database: Database, run: CronRun, **values: Any) -> None:

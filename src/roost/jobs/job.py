@@ -10,13 +10,27 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
-from sqlalchemy import Executable, Insert, Row, Select, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    Executable,
+    Integer,
+    Row,
+    Select,
+    String,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from roost import ids
 from roost.clock import now_ns
-from roost.db.database import Database, Outcome
-from roost.db.schema import jobs
+from roost.db.database import Bound, Database, Outcome, Statement
+from roost.db.schema import accounts, jobs
 from roost.db.secret import Secret
 from roost.errors import NotFound
 from roost.node import protocol
@@ -67,6 +81,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     asleep_ns: int | None = None
     wakes: int = 0  # from cold; each has a sandbox, and a vm_id, of its own
     log_id: str | None = None  # the first sandbox's id, whose log all of them continue; None before the first wake
+    stateful: bool = False  # it has a directory /workspace
+    image_source: str | None = None  # a registry's reference: the node pulls the image if it does not have it
 
     @property
     def log(self) -> str:
@@ -113,6 +129,7 @@ class Keeping:
     no_sleep: bool = False
     startup_command: str | None = None
     idle_seconds: float | None = None  # None: the installation's
+    stateful: bool = False  # it has a directory /workspace
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,7 @@ class Order:
     timeout_seconds: int  # 0: none
     keeping: Keeping = Keeping()
     file_ids: tuple[str, ...] = ()
+    image_source: str | None = None  # a registry's reference, which `image` was derived from
 
 
 @dataclass(frozen=True)
@@ -159,15 +177,28 @@ def _job(row: Row[Any]) -> Job:
     return Job(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
 
 
-Also: TypeAlias = Callable[[str], Executable]  # what takes effect with a job that has this request id, or not at all
+Also: TypeAlias = Callable[
+    [str], tuple[Statement, ...]
+]  # what takes effect with a job that has this request id, or not at all
 
 
-async def submit(database: Database, secret: Secret, account_id: int, order: Order, also: Also | None = None) -> Job:
-    """Durable on return: the job will end finished, whatever happens to us.
+_INSERT = insert(jobs)
+_COUNT = update(accounts).where(accounts.c.id == bindparam("account", type_=Integer)).values(jobs=accounts.c.jobs + 1)
+
+
+async def submit(
+    database: Database,
+    secret: Secret,
+    account_id: int,
+    order: Order,
+    also: Also | None = None,
+    request_id: str | None = None,
+) -> Job:
+    """Durable on return: the job will end finished, whatever happens to us. `request_id` is for who has chosen it.
 
     Raises StateUnwritable; Conflict when another job writes to its workspace.
     """
-    request_id = ids.request_id()
+    request_id = request_id or ids.request_id()
     keeping = order.keeping
     told: dict[str, Any] = {
         "request_id": request_id,
@@ -185,11 +216,13 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
         **dataclasses.asdict(keeping),
         "save_revision": ids.revision_id() if keeping.workspace or keeping.persistent else None,
         "file_ids": list(order.file_ids) or None,
+        "image_source": order.image_source,
     }
     told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds
     sealed = _seal(secret, order.work.environment, request_id)
-    row = insert(jobs).values(**told, script=order.work.script, environment=sealed)
-    more = () if also is None else (also(request_id),)
+    row = Bound(_INSERT, {**told, "script": order.work.script, "environment": sealed})
+    counted = Bound(_COUNT, {"account": account_id})
+    more = (counted,) if also is None else (counted, *also(request_id))
     if keeping.workspace is None:
         outcome = (await database.write(*more, row))[-1]
     else:
@@ -199,7 +232,7 @@ async def submit(database: Database, secret: Secret, account_id: int, order: Ord
 
 
 async def _insert_writer(
-    database: Database, account_id: int, row: Insert, name: str, more: tuple[Executable, ...]
+    database: Database, account_id: int, row: Bound, name: str, more: tuple[Statement, ...]
 ) -> Outcome:
     """The row and what goes with it; of several at once, one gets in."""
     while True:
@@ -231,16 +264,13 @@ async def script_of(database: Database, job: Job) -> bytes:
     return row.script
 
 
-async def find(database: Database, account_id: int, reference: str) -> Job:
-    """By request id, else by name or workspace: one that runs or sleeps first, then one that waits, then the newest.
-
-    Among equals a name counts before a workspace. Raises NotFound.
-    """
+def _find() -> Select[Any]:
+    account, reference = bindparam("account", type_=Integer), bindparam("reference", type_=String)
     liveness = case((jobs.c.status.in_(("running", "sleeping")), 0), (jobs.c.status == "pending", 1), else_=2)
     ways = (jobs.c.request_id, jobs.c.name, jobs.c.workspace)  # each with the account, so that each uses its index
-    query = (
+    return (
         _jobs()
-        .where(or_(*(and_(jobs.c.account_id == account_id, column == reference) for column in ways)))
+        .where(or_(*(and_(jobs.c.account_id == account, column == reference) for column in ways)))
         .order_by(
             case((jobs.c.request_id == reference, 0), else_=1),
             liveness,
@@ -249,7 +279,17 @@ async def find(database: Database, account_id: int, reference: str) -> Job:
         )
         .limit(1)
     )
-    rows = await database.read(query)
+
+
+_FIND = _find()
+
+
+async def find(database: Database, account_id: int, reference: str) -> Job:
+    """By request id, else by name or workspace: one that runs or sleeps first, then one that waits, then the newest.
+
+    Among equals a name counts before a workspace. Raises NotFound.
+    """
+    rows = await database.read(_FIND, account=account_id, reference=reference)
     if not rows:
         raise NotFound(f"no job has the id, name or workspace {reference!r}")
     return _job(rows[0])
@@ -274,12 +314,21 @@ async def find_by_vm(database: Database, vm_id: str) -> Job | None:
     return _job(rows[0]) if rows else None
 
 
+_NEWEST = (
+    _jobs()
+    .where(jobs.c.account_id == bindparam("account"))
+    .order_by(jobs.c.seq.desc())
+    .limit(bindparam("count"))
+    .offset(bindparam("skipped"))
+)
+_TOTAL = select(accounts.c.jobs).where(accounts.c.id == bindparam("account"))
+
+
 async def newest(database: Database, account_id: int, page: int, page_size: int) -> Page:
     """Newest first; `page` counts from 1, one beyond the end is empty."""
-    mine = jobs.c.account_id == account_id
-    query = _jobs().where(mine).order_by(jobs.c.seq.desc()).limit(page_size).offset((page - 1) * page_size)
-    ((total,),) = await database.read(select(func.count()).select_from(jobs).where(mine))
-    return Page([_job(row) for row in await database.read(query)], total)
+    found = await database.read(_NEWEST, account=account_id, count=page_size, skipped=(page - 1) * page_size)
+    ((total,),) = await database.read(_TOTAL, account=account_id)
+    return Page([_job(row) for row in found], total)
 
 
 async def unfinished(database: Database) -> list[Job]:

@@ -41,6 +41,7 @@ from roost.jobs.run import Means, Run, Tally
 from roost.jobs.states import Move
 from roost.node.protocol import VERSION, NodeInfo, SandboxState, SaveRequest, StopSandbox
 from roost.sandboxes.placement import Placement
+from roost.sandboxes.pulls import Pulls, Registries
 from roost.workspaces import revisions
 from roost.workspaces.revisions import Unrecorded
 
@@ -95,6 +96,7 @@ class LiveJobs:
         node: "NodeClient",
         placement: Placement,
         patience: Patience | None = None,
+        registries: Registries | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.link = NodeLink()
@@ -109,6 +111,7 @@ class LiveJobs:
             placement,
             self.link,
             self.metering,
+            Pulls(node, registries or Registries()),
             self._enqueue,
             self._save_before_sleep,
             self._went_cold,
@@ -141,7 +144,9 @@ class LiveJobs:
 
     # -- what the API asks ---------------------------------------------------------------------------------
 
-    async def submit(self, account_id: int, order: Order, also: Also | None = None) -> Job:
+    async def submit(
+        self, account_id: int, order: Order, also: Also | None = None, request_id: str | None = None
+    ) -> Job:
         """Raises NodeUnavailable while shutting down, NoCapacity when too many jobs wait, StateUnwritable."""
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; submit again after its restart")
@@ -150,7 +155,7 @@ class LiveJobs:
         if order.keeping.idle_seconds is None:
             keeping = dataclasses.replace(order.keeping, idle_seconds=self.patience.idle)
             order = dataclasses.replace(order, keeping=keeping)
-        job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also)
+        job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also, request_id)
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
         carried = order.work.size <= CARRIED_BYTES and len(self._queue) < CARRIED_JOBS
         self._enqueue(Run(job, order.work if carried else None))
@@ -377,6 +382,11 @@ class LiveJobs:
     def run_of(self, job: Job) -> Run | None:
         """The run of a job that has not ended and does not sleep cold."""
         return self._present.get(job.seq)
+
+    @property
+    def registries(self) -> Registries:
+        """Whose images jobs may name."""
+        return self._means.pulls.registries
 
     @property
     def tally(self) -> Tally:

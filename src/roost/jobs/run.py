@@ -20,6 +20,7 @@ from roost.jobs.metering import Metering
 from roost.jobs.result import script_ended
 from roost.node.protocol import SandboxState
 from roost.sandboxes.placement import Lease, Need, Placement
+from roost.sandboxes.pulls import Pulls
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
@@ -53,6 +54,7 @@ class Means:
     placement: Placement
     link: Link
     metering: Metering
+    pulls: Pulls
     requeue: Callable[["Run"], None]
     save_before_sleep: Callable[["Run"], Awaitable[None]]
     went_cold: Callable[["Run", Job], None]  # with the job as its next run will find it

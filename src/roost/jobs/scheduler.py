@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import structlog
-from sqlalchemy import Executable
 from structlog.typing import FilteringBoundLogger
 
 from roost.clock import Clock, SystemClock
-from roost.db.database import Database
+from roost.db.database import Bound, Database
 from roost.db.secret import Secret
 from roost.errors import Conflict, Invalid, NodeUnavailable, RoostError
 from roost.jobs import cron as crons
@@ -185,8 +184,8 @@ class Scheduler:
         """As a job: written in one transaction with the run's change."""
         now_ns = self.clock.now_ns()
 
-        def also(request_id: str) -> Executable:
-            return crons.started(run, request_id, now_ns)
+        def also(request_id: str) -> tuple[Bound]:
+            return (crons.started(run, request_id, now_ns),)
 
         try:
             order = crons.order_of(self._secret, cron)

@@ -50,6 +50,10 @@ async def starting(run: Run, means: Means) -> Move | None:
     try:
         work = run.work or await jobs.work_of(means.database, means.secret, run.job)
         start, files = await _files_of(run.job, means)
+        if run.job.image_source is not None and start.revision is None:
+            await means.pulls.ensure(run.job.image_source)
+        if run.stop_requested:
+            return finishing
         run.asked = True
         state = await means.node.start(run.job.vm_id, start_sandbox(run.job, work, start, files))
     except NoCapacity:
@@ -112,6 +116,7 @@ def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> St
         save=save,
         sync_seconds=SYNC_SECONDS if job.persistent and save is not None and save.upload else 0,
         files=[File(id=file.id, name=file.name, size=file.size) for file in files],
+        directories=["workspace"] if job.stateful else [],
     )
 
 

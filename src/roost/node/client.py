@@ -149,19 +149,19 @@ class NodeClient:
         return await self._call("GET", "/v1/images", list[Image])
 
     async def pull_image(self, name: str, request: PullImage) -> AsyncIterator[Progress]:
-        async for progress in self._stream("POST", f"/v1/images/{name}/pull", Progress, _encode(request)):
+        async for progress in self._stream("POST", _image(name) + "/pull", Progress, _encode(request)):
             yield progress
 
     async def build_image(self, name: str, request: BuildImage) -> AsyncIterator[Progress]:
-        async for progress in self._stream("POST", f"/v1/images/{name}/build", Progress, _encode(request)):
+        async for progress in self._stream("POST", _image(name) + "/build", Progress, _encode(request)):
             yield progress
 
     async def import_image(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[Progress]:
-        async for progress in self._stream("POST", f"/v1/images/{name}/import", Progress, chunks):
+        async for progress in self._stream("POST", _image(name) + "/import", Progress, chunks):
             yield progress
 
     async def remove_image(self, name: str) -> None:
-        await self._call("DELETE", f"/v1/images/{name}", None)
+        await self._call("DELETE", _image(name), None)
 
     # processes
 
@@ -349,6 +349,10 @@ class _Outgoing:
         except Exception as error:
             self.error = error
             raise
+
+
+def _image(name: str) -> str:
+    return f"/v1/images/{quote(name, safe='')}"
 
 
 def _process(id: str, number: int) -> str:

@@ -131,6 +131,7 @@ class StartSandbox(Wire, frozen=True):
     save: SaveRequest | None = None
     sync_seconds: int = 0  # more than 0: also saved every so many seconds, under ids the node chooses; events tell them
     files: list[File] = []
+    directories: list[str] = []  # below /, one path component each; made where they are missing
 
 
 class SandboxState(Wire, frozen=True):

@@ -164,7 +164,7 @@ class Sandbox:
         self.member = member
         assert self._lower
         await member.mount(self._lower.lowers, self.limits)
-        await self._saver.place(request.files, member, self._lower.lowers)
+        await self._saver.place(request, member, self._lower.lowers)
         self._meter = Meter.begin(self.id, member.cgroup, member.site.interface, member.used)
         self._save(self.state)  # from here on a restarted node asks this member's guest init
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True

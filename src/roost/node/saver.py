@@ -16,13 +16,13 @@ import msgspec
 import structlog
 
 from roost.clock import now_ns
-from roost.errors import Conflict, NotFound, RoostError
+from roost.errors import Conflict, Invalid, NotFound, RoostError
 from roost.node.depot import Depot, Frozen, Saved, Source, Used
 from roost.node.disk import Disk
 from roost.node.freezer import Freezer
 from roost.node.layers import Layers
 from roost.node.member import Member
-from roost.node.protocol import File, Revision, SaveRequest
+from roost.node.protocol import Revision, SaveRequest, StartSandbox
 from roost.node.record import Record
 from roost.node.uploads import Uploads
 
@@ -44,13 +44,19 @@ class Saver:
 
     # before a sandbox runs
 
-    async def place(self, files: Sequence[File], member: Member, lowers: Sequence[Path]) -> None:
-        """Uploads into /root of a disk that no guest has seen yet, and /uploads as another name for it."""
-        if not files:
+    async def place(self, request: StartSandbox, member: Member, lowers: Sequence[Path]) -> None:
+        """On a disk that no guest has seen yet: directories, uploads into /root, and /uploads as its other name.
+
+        Raises Invalid for a name that would lead elsewhere.
+        """
+        for name in (*request.directories, *(file.name for file in request.files)):
+            _require_component(name)
+        for name in request.directories:
+            await asyncio.to_thread(_make_directory, member, name, lowers, 0o755)
+        if not request.files:
             return
-        root = member.disk.upper / "root"
-        await asyncio.to_thread(_make_root, root, lowers, member.site.first_id)
-        for file in files:
+        root = await asyncio.to_thread(_make_directory, member, "root", lowers, 0o700)
+        for file in request.files:
             target = root / file.name
             with target.open("xb") as out:
                 async for chunk in self._uploads.read(file.id):
@@ -207,15 +213,21 @@ async def _nobody_looks(id: str) -> None:
     pass
 
 
-def _make_root(root: Path, lowers: Sequence[Path], first_id: int) -> None:
-    """/root in the upper layer, with the mode that it has below."""
-    mode = 0o700
+def _require_component(name: str) -> None:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise Invalid(f"{name[:80]!r} is not the name of one file or directory")
+
+
+def _make_directory(member: Member, name: str, lowers: Sequence[Path], mode: int) -> Path:
+    """/NAME in the upper layer, with the mode that it has below, else with this one."""
     for lower in lowers:
-        below = lower / "root"
+        below = lower / name
         if os.path.lexists(below):
             status = below.lstat()
             mode = stat.S_IMODE(status.st_mode) if stat.S_ISDIR(status.st_mode) else mode
             break
-    root.mkdir(mode=mode)
-    root.chmod(mode)
-    os.chown(root, first_id, first_id)
+    made = member.disk.upper / name
+    made.mkdir(mode=mode)
+    made.chmod(mode)
+    os.chown(made, member.site.first_id, member.site.first_id)
+    return made

@@ -3,12 +3,23 @@
 Names are remembered: an image that another instance has removed meanwhile shows as the job's error instead.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from roost.errors import Invalid, NodeUnavailable
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+
+
+def image_name(field: str, name: str) -> str:
+    """It, if it can be one. Raises Invalid."""
+    if not _NAME.match(name):
+        raise Invalid(f"{field}: {name[:80]!r} is no image name (letters, digits, '.', '_' and '-')")
+    return name
 
 
 class Images:

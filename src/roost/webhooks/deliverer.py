@@ -19,10 +19,10 @@ from roost.clock import Clock, SystemClock
 from roost.db.database import Database
 from roost.db.secret import Secret
 from roost.errors import RoostError, StateUnwritable
+from roost.outward import Allowed
 from roost.webhooks import delivery as deliveries
 from roost.webhooks import signing
 from roost.webhooks import webhook as webhooks
-from roost.webhooks.addresses import Allowed
 from roost.webhooks.delivery import SECOND, Attempt, Delivery
 from roost.webhooks.webhook import Webhook
 

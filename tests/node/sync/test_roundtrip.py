@@ -224,7 +224,7 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(TREES, st.booleans())
 def test_any_layer_comes_back(tree: dict, secret: bool) -> None:
     with scratch() as work:
@@ -236,7 +236,7 @@ def test_any_layer_comes_back(tree: dict, secret: bool) -> None:
         assert check(vault, read_data=True) == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(TREES, min_size=2, max_size=4))
 def test_saving_layer_by_layer_is_saving_all_at_once(trees: list[dict]) -> None:
     with scratch() as work:

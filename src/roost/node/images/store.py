@@ -32,6 +32,7 @@ from roost import clock
 from roost.errors import Invalid, NotFound, TooLarge
 from roost.node.images import archive, build, command, oci, tree
 from roost.node.protocol import BuildImage, Image, PullImage
+from roost.node.reference import normalised
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 CONTENT = re.compile(r"[0-9a-f]{16}")
@@ -181,8 +182,8 @@ class ImageStore:
         return await self._make(name, make, progress)
 
     async def pull(self, name: str, request: PullImage, progress: Say) -> Image:
-        """From a registry or an OCI layout on this machine; see `oci.normalised` for the references."""
-        reference = oci.normalised(request.reference)
+        """From a registry or an OCI layout on this machine; see `reference.normalised` for the references."""
+        reference = normalised(request.reference)
 
         async def make(work: Path) -> tuple[str, str]:
             layout = work / "layout"

@@ -1,4 +1,4 @@
-"""Where webhooks may be sent: to public addresses, and to what the operator has allowed by name or network.
+"""Where Roost itself connects for its users: to public addresses, and to what the operator has allowed.
 
 What is checked is the address of the very socket that is about to connect, so that no name, redirect or second look-up
 leads elsewhere.
@@ -19,12 +19,12 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_URL = 2048  # characters
+HOW = "give one like https://example.com/file"
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last 32 bits
-HOW = "give one like https://example.com/roost"
 
 
 class Refusal(OSError):
-    """An address that webhooks may not reach; nothing was sent."""
+    """An address that users may not have Roost connect to; nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Allowed:
         """For one of the addresses that a name has (as getaddrinfo tells it). Raises Refusal."""
         family, kind, protocol, _, (host, *_) = target
         if not self.address(str(host)):
-            raise Refusal(f"{host} is not a public address; the operator can allow it with --webhook-allow")
+            raise Refusal(f"{host} is not a public address; the operator can allow it with --allow-private")
         return socket.socket(family, kind, protocol)
 
 
@@ -71,32 +71,32 @@ def allowed(names: Iterable[str]) -> Allowed:
         except ValueError:
             if "/" in name or ":" in name or not name.strip():
                 raise Invalid(
-                    f"--webhook-allow: {name!r} is no host name, address or network like 10.0.0.0/8"
+                    f"--allow-private: {name!r} is no host name, address or network like 10.0.0.0/8"
                 ) from None
             hosts.add(name.lower().rstrip("."))
     return Allowed(frozenset(hosts), tuple(networks))
 
 
-def check_url(text: str, may: Allowed) -> str:
-    """The URL as it will be used. Raises Invalid; where a name leads to is only known when it is sent."""
+def check_url(field: str, text: str, may: Allowed) -> yarl.URL:
+    """Raises Invalid; where a name leads to is only known when it is connected to."""
     if len(text) > MAX_URL:
-        raise Invalid(f"url: {len(text)} characters; at most {MAX_URL}")
+        raise Invalid(f"{field}: {len(text)} characters; a URL has at most {MAX_URL}")
     try:
         url = yarl.URL(text)
     except ValueError as error:
-        raise Invalid(f"url: {text[:80]!r} is no URL ({error}); {HOW}") from None
+        raise Invalid(f"{field}: {text[:80]!r} is no URL ({error}); {HOW}") from None
     if url.scheme not in ("http", "https") or not url.host or not url.port:
-        raise Invalid(f"url: {text[:80]!r} is no http or https URL with a host; {HOW}")
+        raise Invalid(f"{field}: {text[:80]!r} is no http or https URL with a host; {HOW}")
     if url.user is not None or url.password is not None:
-        raise Invalid("url: may not hold a user or password; check the signature instead, which nobody else can make")
-    _refuse_literal(url.host, may)
-    return str(url.with_fragment(None))
+        raise Invalid(f"{field}: a URL with a user or password would be shown where it does not belong; leave them out")
+    _refuse_literal(field, url.host, may)
+    return url.with_fragment(None)
 
 
-def _refuse_literal(host: str, may: Allowed) -> None:
+def _refuse_literal(field: str, host: str, may: Allowed) -> None:
     try:
         public = may.address(host)
     except ValueError:
         return  # a name
     if not public:
-        raise Invalid(f"url: {host} is not a public address; the operator can allow it with --webhook-allow")
+        raise Invalid(f"{field}: {host} is not a public address; the operator can allow it with --allow-private")
