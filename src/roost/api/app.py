@@ -131,7 +131,7 @@ ROUTES = [
     schedules.create,  #    POST   /schedules
     schedules.list_schedules,  # GET /schedules
     schedules.show,  #      GET    /schedules/{id}
-    schedules.change,  #    PUT, PATCH /schedules/{id}
+    schedules.change,  #    PUT    /schedules/{id}; PATCH, too
     schedules.remove,  #    DELETE /schedules/{id}
     schedules.list_runs,  # GET    /schedules/{id}/runs
     images.list_images,  #  GET    /images

@@ -200,7 +200,7 @@ async def list_runs(
     request: Caller, plane: Plane, id: CronId, limit: Annotated[int, Parameter(ge=1, le=rows.KEPT_RUNS)] = 100
 ) -> Runs:
     cron = await rows.find(plane.database, request.user.id, id)
-    return Runs([_run(one) for one in await rows.history(plane.database, cron, limit)])
+    return Runs([run_of(one) for one in await rows.history(plane.database, cron, limit)])
 
 
 _CHANGEABLE = ("name", "expression", "timezone", "workspace", "persistent", "work", "enabled", "missed", "overlap")
@@ -286,7 +286,7 @@ def _record(plane: Plane, listed: Listed) -> CronJob:
     )
 
 
-def _run(run: CronRun) -> Run:
+def run_of(run: CronRun) -> Run:
     return Run(
         scheduled_at=rfc3339(run.scheduled_ns),
         status=run.status,

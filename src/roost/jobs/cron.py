@@ -9,8 +9,6 @@ from typing import Any, Literal, TypeAlias, cast
 import msgspec
 from sqlalchemy import (
     BigInteger,
-    String,
-    BigInteger,
     Executable,
     Integer,
     Row,
@@ -18,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,

@@ -11,7 +11,6 @@ import msgspec
 from sqlalchemy import Executable, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import crons, schedules
 from roost.db.secret import Secret
@@ -82,12 +81,6 @@ async def find(database: Database, account_id: int, schedule_id: str) -> Schedul
     if not rows:
         raise NotFound(f"there is no schedule {schedule_id[:80]!r}; GET /api/v1/schedules lists yours")
     return _schedule(rows[0])
-
-
-async def change(database: Database, schedule: Schedule, own: dict[str, Any], **values: Any) -> None:
-    its = schedules.c.cron_id == schedule.cron.id
-    row = update(crons).where(crons.c.id == schedule.cron.id).values(**values, updated_ns=now_ns())
-    await database.write(row, *([update(schedules).where(its).values(**own)] if own else []))
 
 
 def copied(secret: Secret, cron: Cron, order: Order) -> dict[str, Any]:

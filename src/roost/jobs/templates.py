@@ -110,7 +110,9 @@ async def revision(database: Database, secret: Secret, template: Template, numbe
     its = template_revisions.c.template_id == template.id
     found = await database.read(select(*_REVISION).where(its, template_revisions.c.number == number))
     if not found:
-        raise NotFound(f"template '{template.latest.name}' has no revision {number}; its newest is {template.latest.number}")
+        raise NotFound(
+            f"template '{template.latest.name}' has no revision {number}; its newest is {template.latest.number}"
+        )
     return _revision(secret, found[0])
 
 
@@ -176,6 +178,4 @@ def _revision(secret: Secret, row: Row[Any]) -> Revision:
 
 def _template(secret: Secret, row: Row[Any]) -> Template:
     latest = _revision(secret, row)
-    return Template(
-        id=row.template_id, account_id=row.account_id, created_ns=row.template_created_ns, latest=latest
-    )
+    return Template(id=row.template_id, account_id=row.account_id, created_ns=row.template_created_ns, latest=latest)
