@@ -41,6 +41,14 @@ class Forbidden(RoostError):
     """The caller is known, or need not be, and may not do this."""
 
 
+class Throttled(RoostError):
+    """The caller asks too often; the same request may be made again in `seconds`."""
+
+    def __init__(self, text: str, seconds: int) -> None:
+        super().__init__(text)
+        self.seconds = seconds
+
+
 class NoCapacity(RoostError):
     """The machine is full for now; the same request may succeed later."""
 
@@ -59,6 +67,10 @@ class StateUnwritable(RoostError):
 
 class StoreUnavailable(RoostError):
     """The object store does not answer as it should; nothing was lost, and the same call may be made again."""
+
+
+class ProviderUnavailable(RoostError):
+    """The OpenID provider does not answer as one should; the text says what it did."""
 
 
 class Damaged(RoostError):

@@ -4,6 +4,7 @@ What is checked is the address of the very socket that is about to connect, so t
 leads elsewhere.
 """
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -48,7 +49,9 @@ class Allowed:
         """For one of the addresses that a name has (as getaddrinfo tells it). Raises Refusal."""
         family, kind, protocol, _, (host, *_) = target
         if not self.address(str(host)):
-            raise Refusal(f"{host} is not a public address; the operator can allow it with --allow-private")
+            raise Refusal(
+                errno.EACCES, f"{host} is not a public address; the operator can allow it with --allow-private"
+            )
         return socket.socket(family, kind, protocol)
 
 

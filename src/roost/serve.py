@@ -19,6 +19,7 @@ import uvloop
 from structlog.typing import FilteringBoundLogger
 
 from roost import listening
+from roost.accounts.identity import identity_of
 from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
 from roost.api.exec_stream import MAX_AHEAD
@@ -85,9 +86,11 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
                 tokens, images = Tokens(database), Images(node)
+                identity = identity_of(database, tokens, key, settings)
                 plane = ControlPlane(
                     database,
                     tokens,
+                    identity,
                     live,
                     placement,
                     images,

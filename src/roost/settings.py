@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+OIDC_SECRET_VARIABLE = "ROOST_OIDC_CLIENT_SECRET"  # noqa: S105 - the name of an environment variable
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -34,6 +36,12 @@ class ServeSettings:
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
     registries: tuple[str, ...] = ()  # of images, besides the public ones; http://HOST for one without TLS
     allow_private: tuple[str, ...] = ()  # hosts and networks that users may have Roost connect to though not public
+
+    oidc_issuer: str | None = None  # of an OpenID provider, whose users may log in
+    oidc_client_id: str | None = None
+    oidc_client_secret: Path | None = None  # a file; None: in the environment
+    oidc_domains: tuple[str, ...] = ()  # of e-mail addresses that are let in
+    oidc_emails: tuple[str, ...] = ()
 
     @property
     def database(self) -> Path:

@@ -24,6 +24,7 @@ from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
+from roost.settings import OIDC_SECRET_VARIABLE
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -167,7 +168,13 @@ def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, sock
     return [*command, *serve_options(options)]
 
 
-REPEATED = {"domains": "--domain", "registries": "--registry", "allow_private": "--allow-private"}
+REPEATED = {
+    "domains": "--domain",
+    "oidc_domains": "--oidc-domain",
+    "oidc_emails": "--oidc-email",
+    "registries": "--registry",
+    "allow_private": "--allow-private",
+}
 
 
 def serve_options(options: dict[str, Any]) -> list[str]:
@@ -192,7 +199,7 @@ def certificate_places(options: dict[str, Any]) -> list[Path]:
     Raises Invalid for a file in a directory that cannot be shown whole.
     """
     places: dict[Path, None] = {}
-    for name in ("certificate", "certificate_key", "acme_ca"):
+    for name in ("certificate", "certificate_key", "acme_ca", "oidc_client_secret"):
         path = options.get(name)
         if path is None:
             continue
@@ -222,7 +229,10 @@ def _launch_serve(
 
     reading, writing = os.pipe()
     try:
-        variables = environment("LANG", "LC_ALL", "TZ") | {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
+        variables = environment("LANG", "LC_ALL", "TZ", OIDC_SECRET_VARIABLE) | {
+            "HOME": "/tmp",
+            "PYTHONUNBUFFERED": "1",
+        }
         pid = launch(command, variables, reading, drop, [door.fileno() for door in doors.values()])
         os.write(writing, token.encode() + b"\n")
         return pid

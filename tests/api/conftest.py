@@ -28,7 +28,7 @@ from roost.settings import ServeSettings
 state, listen, limit = sys.argv[1:]
 if limit != "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-free = {"gateway": "127.0.0.1:0", "ssh": "127.0.0.1:0", "allow_private": ("127.0.0.1",)}
+free = {"gateway": "127.0.0.1:0", "ssh": "127.0.0.1:0"}
 settings = ServeSettings(Path(state), Path(state) / "no-node.sock", listen, **free)
 serve(settings, sys.stdin.readline().strip())
 """

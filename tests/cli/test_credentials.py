@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from roost import instance
+from roost.cli import config
+from roost.cli.config import Login
 from roost.cli.connection import TOKEN_VARIABLES, URL_VARIABLES, find_credentials
 from roost.errors import Conflict, Invalid, NotFound, Unauthenticated
 from roost.instance import Credentials
@@ -13,9 +15,11 @@ from roost.instance import Credentials
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of its own: no instance runs, and nothing lies in the default place."""
+    """A machine of its own: no instance runs, nobody logged in, and nothing lies in the default place."""
     monkeypatch.setattr(instance, "RUN", tmp_path / "run")
     monkeypatch.setattr(instance, "DEFAULT_STATE", tmp_path / "default")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     for name in (*URL_VARIABLES, *TOKEN_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -83,6 +87,51 @@ def test_the_local_token_is_not_sent_to_another_server(machine: Path) -> None:
 def test_a_token_alone_is_for_the_local_instance(machine: Path) -> None:
     known = running_instance(machine, 0, "default")
     assert find_credentials(None, "mine", None) == Credentials(known.api_url, "mine")
+
+
+def mags_login(machine: Path, **values: str) -> None:
+    (machine / "home" / ".mags").mkdir(parents=True)
+    (machine / "home" / ".mags" / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", URL_VARIABLES)
+def test_every_name_of_the_variables_counts(machine: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    config.save(Login("http://kept", "kept"))
+    monkeypatch.setenv(name, "http://far")
+    monkeypatch.setenv("MAGS_TOKEN", "t")
+    assert find_credentials(None, None, None) == Credentials("http://far", "t")
+
+
+def test_a_login_comes_before_the_local_instance_and_after_everything_said(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = running_instance(machine, 0, "default")
+    config.save(Login("http://kept", "kept"))
+    assert find_credentials(None, None, None) == Credentials("http://kept", "kept")
+    assert find_credentials(None, None, machine / "default") == local
+    monkeypatch.setenv("ROOST_API_TOKEN", "other")
+    assert find_credentials(None, None, None) == Credentials("http://kept", "other")
+
+
+def test_a_kept_token_is_sent_to_its_own_url_alone(machine: Path) -> None:
+    local = running_instance(machine, 0, "default")
+    config.save(Login("http://kept/", "kept"))
+    mags_login(machine, url="http://mags", api_token="older")
+    assert find_credentials("http://kept", None, None) == Credentials("http://kept", "kept")
+    assert find_credentials("http://mags", None, None) == Credentials("http://mags", "older")
+    assert find_credentials(local.api_url, None, None) == local
+    with pytest.raises(Unauthenticated, match="roost login --url http://far"):
+        find_credentials("http://far", None, None)
+
+
+def test_a_token_of_mags_without_url_waits_for_one(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mags_login(machine, apiToken="older")
+    with pytest.raises(Unauthenticated, match="MAGS_API_URL"):
+        find_credentials(None, None, None)
+    local = running_instance(machine, 0, "default")
+    assert find_credentials(None, None, None) == local
+    monkeypatch.setenv("MAGS_API_URL", "http://far")
+    assert find_credentials(None, None, None) == Credentials("http://far", "older")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"api_url": "x"}', "\x00"])

@@ -4,12 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from argon2.profiles import CHEAPEST
 from litestar import Litestar
 from sqlalchemy import insert
 
+from roost.accounts.identity import identity_of
+from roost.accounts.passwords import Passwords
 from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
@@ -46,12 +50,12 @@ class Plane:
 
 
 @asynccontextmanager
-async def control_plane(directory: Path) -> AsyncIterator[Plane]:
+async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]:
     migrate.upgrade(directory / "roost.db")
     node, placement = Node(), SingleNode(Machine(2, 4000))
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)
-        settings, key = ServeSettings(directory, directory / "node.sock"), secret.load(directory / "key")
+        settings, key = ServeSettings(directory, directory / "node.sock", **options), secret.load(directory / "key")
         async with (
             LiveJobs(database, key, node, placement) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
@@ -60,9 +64,11 @@ async def control_plane(directory: Path) -> AsyncIterator[Plane]:
         ):
             routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
+            tokens = Tokens(database)
+            identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
-                database, Tokens(database), live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler, allowed(["127.0.0.1"]), webhooks,
+                database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
+                key, scheduler, webhooks.may, webhooks,
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)
@@ -105,8 +111,9 @@ class Api:
 
 
 @asynccontextmanager
-async def an_api(directory: Path) -> AsyncIterator[Api]:
-    async with control_plane(directory) as plane:
+async def an_api(directory: Path, **options: Any) -> AsyncIterator[Api]:
+    """`options` are those of ServeSettings."""
+    async with control_plane(directory, **options) as plane:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         transport = httpx.ASGITransport(plane.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://roost/api/v1", headers=headers) as client:

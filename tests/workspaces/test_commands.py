@@ -27,7 +27,7 @@ class Shell:
     async def roost(self, *arguments: str, status: int = 0) -> str:
         """Standard output of a command that ends with `status`; what it says on standard error follows."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "roost.cli", *arguments, "--url", self.url, "--token", TOKEN,
+            sys.executable, "-m", "roost.cli", *arguments, "--api-url", self.url, "--token", TOKEN,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             env=dict(os.environ),
         )  # fmt: skip

@@ -1,15 +1,14 @@
 """The HTTP API: all routes in one list, and what holds for every one of them.
 
-A request passes `require_token`, then its handler reads, does and answers; conditions become answers in `errors.py`.
+A request passes `guard.require_scope`, then its handler reads, does and answers; conditions become answers in
+`errors.py`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from litestar import Litestar, Router
-from litestar.connection import ASGIConnection
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -24,7 +23,10 @@ from roost.api import (
     exec_stream,
     execs,
     images,
+    login,
+    login_pages,
     mags,
+    members,
     metrics,
     proxy_targets,
     saved_jobs,
@@ -32,13 +34,16 @@ from roost.api import (
     sleep,
     ssh_keys,
     templates,
+    tokens,
     uploads,
     usage,
+    users,
     webhooks,
     workspace_files,
     workspaces,
 )
 from roost.api.bodies import MAX_BODY
+from roost.api.guard import require_scope
 from roost.api.plane import ControlPlane
 from roost.api.timing import Durations
 from roost.errors import RoostError
@@ -144,14 +149,28 @@ ROUTES = [
     ssh_keys.remove,  #     DELETE /ssh-keys/{key_id}
     ssh_keys.list_job_keys,  # GET /mags-jobs/{id}/ssh-keys
     ssh_keys.remove_job_key,  # DELETE /mags-jobs/{id}/ssh-keys/{key_id}
+    login.log_in,  #        POST   /login
+    login.log_out,  #       POST, DELETE /logout
+    login.whoami,  #        GET    /whoami
+    login.switch,  #        POST   /switch
+    login.log_in_oidc,  #   GET    /login/oidc
+    login.log_in_oidc_callback,  # GET /login/oidc/callback
+    login.begin_device,  #  POST   /device/code
+    login.ask_device,  #    POST   /device/token
+    tokens.create,  #       POST   /tokens
+    tokens.list_tokens,  #  GET    /tokens
+    tokens.revoke,  #       DELETE /tokens/{token_id}
+    users.create,  #        POST   /users
+    users.list_users,  #    GET    /users
+    users.change,  #        PATCH  /users/{name}
+    users.set_password,  #  PUT    /users/{name}/password
+    members.list_accounts,  # GET  /accounts
+    members.create_account,  # POST /accounts
+    members.list_members,  # GET   /members
+    members.add_member,  #  POST   /members
+    members.change_member,  # PATCH /members/{user}
+    members.remove_member,  # DELETE /members/{user}
 ]
-
-
-async def require_token(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Before the body is read. Raises Unauthenticated."""
-    if not handler.opt.get("open"):
-        plane: ControlPlane = connection.app.state.plane
-        connection.scope["user"] = await plane.tokens.account(connection.headers.get("authorization", ""))
 
 
 def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
@@ -160,11 +179,13 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     def the_plane() -> ControlPlane:
         return plane
 
-    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_token])
-    newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_token], include_in_schema=False)
-    scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_token])
+    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope])
+    newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_scope], include_in_schema=False)
+    pages = [login_pages.login_page, login_pages.log_in, login_pages.log_out]
+    pages += [login_pages.device_page, login_pages.decide_device]
+    scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
     app = Litestar(
-        route_handlers=[api, newer, scraped, about.openapi, about.docs],
+        route_handlers=[api, newer, scraped, *pages, about.openapi, about.docs],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
         exception_handlers={
             RoostError: errors.condition,
@@ -176,7 +197,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="Roost",
             version=__version__,
-            description="Runs scripts in isolated sandboxes. Every call needs the header Authorization: Bearer TOKEN.",
+            description="Runs scripts in isolated sandboxes. Calls need the header Authorization: Bearer TOKEN, or a "
+            "browser's session.",
             path="/schema",
             render_plugins=[JsonRenderPlugin()],
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),

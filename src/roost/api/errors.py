@@ -17,7 +17,9 @@ STATUS: dict[type[errors.RoostError], int] = {
     errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.NoCapacity: 429,
+    errors.Throttled: 429,
     errors.Refused: 502,
+    errors.ProviderUnavailable: 502,
     errors.Asleep: 503,
     errors.NodeUnavailable: 503,
     errors.SetupMissing: 503,
@@ -37,6 +39,8 @@ def answer(status: int, text: str, headers: dict[str, str] | None = None) -> Res
 def condition(_request: Caller, error: errors.RoostError) -> Response[dict[str, str]]:
     status = STATUS.get(type(error), 500)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    if isinstance(error, errors.Throttled):
+        headers = {"Retry-After": str(error.seconds)}
     return answer(status, str(error), headers)
 
 

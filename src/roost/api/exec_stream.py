@@ -27,6 +27,7 @@ from litestar.types import Receive, Send
 from structlog.typing import FilteringBoundLogger
 
 from roost.accounts.tokens import Account
+from roost.api import guard
 from roost.api.errors import INTERNAL, STATUS
 from roost.api.exec_forms import Size, signal_number, state_of, terminal_of
 from roost.api.execs import execs_of, following
@@ -77,7 +78,7 @@ async def stream(socket: WebSocket[Any, Any, State], id: str, exec_id: str) -> N
     receive, send, plane = socket.receive, socket.send, cast(ControlPlane, socket.app.state.plane)
     await receive()  # websocket.connect
     try:
-        account, number = await _account(plane, socket), number_of(exec_id)
+        account, number = await _account(socket), number_of(exec_id)
         job = await jobs.find(plane.database, account.id, id)
         state, output = await following(plane, job, number, _after(socket))
     except RoostError as error:
@@ -215,18 +216,20 @@ class ExecStream:
             await self._say({"type": "error", "error": str(error)})
 
 
-async def _account(plane: ControlPlane, socket: WebSocket[Any, Any, State]) -> Account:
-    """By the header or, where none can be set, by a subprotocol; never by the address, which ends up in logs."""
+async def _account(socket: WebSocket[Any, Any, State]) -> Account:
+    """By header, subprotocol or a browser's session; never by the address, which ends up in logs."""
     authorization = socket.headers.get("authorization", "")
     for offered in _offered(socket):
         if not authorization and offered.startswith(TOKEN):
             authorization = f"Bearer {offered.removeprefix(TOKEN)}"
-    if not authorization:
+    if not authorization and not guard.session_cookie(socket):
         raise Unauthenticated(
             'send your API token as the header "Authorization: Bearer <token>", or offer the subprotocols '
             f"{PROTOCOL} and {TOKEN}<token>"
         )
-    return await plane.tokens.account(authorization)
+    account = await guard.caller(socket, authorization)
+    guard.require(account, "run")
+    return account
 
 
 def _offered(socket: WebSocket[Any, Any, State]) -> list[str]:

@@ -20,7 +20,8 @@ from roost.node.protocol import BuildImage, Image, Progress, PullImage
 from roost.sandboxes.images import image_name
 
 NDJSON = "application/x-ndjson"
-LINES = {"answers": (NDJSON,)}
+INSTALLATION: dict[str, object] = {"scope": "admin", "first": True}  # images are everybody's
+LINES: dict[str, object] = {"answers": (NDJSON,)}
 _encode = msgspec.json.Encoder().encode
 
 Caller = Request[Account, str, State]
@@ -63,7 +64,12 @@ async def list_images(plane: Plane) -> ImageList:
 
 
 @post(
-    "/images/{name:str}/pull", status_code=200, dto=JsonBody, return_dto=None, opt=LINES, summary="Pull from a registry"
+    "/images/{name:str}/pull",
+    status_code=200,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Pull from a registry",
+    opt=INSTALLATION | LINES,
 )
 async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
     if not data.reference.strip():
@@ -73,7 +79,12 @@ async def pull(plane: Plane, name: Name, data: Pull) -> Stream:
 
 
 @post(
-    "/images/{name:str}/build", status_code=200, dto=JsonBody, return_dto=None, opt=LINES, summary="Build from packages"
+    "/images/{name:str}/build",
+    status_code=200,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Build from packages",
+    opt=INSTALLATION | LINES,
 )
 async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
     wanted = data or Build()
@@ -86,14 +97,14 @@ async def build(plane: Plane, name: Name, data: Build | None = None) -> Stream:
     "/images/{name:str}/import",
     status_code=200,
     request_max_body_size=None,
-    opt=LINES | {"body": "application/x-tar"},
+    opt=INSTALLATION | LINES | {"body": "application/x-tar"},
     summary="Import a tar archive of a root file system, which is the body",
 )
 async def import_archive(request: Caller, plane: Plane, name: Name) -> Stream:
     return await _told(plane.node.import_image(image_name("name", name), request.stream()))
 
 
-@delete("/images/{name:str}", status_code=200, summary="Remove an image")
+@delete("/images/{name:str}", status_code=200, summary="Remove an image", opt=INSTALLATION)
 async def remove(plane: Plane, name: Name) -> Stopped:
     plane.images.forget(name)
     await plane.node.remove_image(image_name("name", name))

@@ -25,9 +25,9 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 UNENDED = ("pending", "running", "sleeping")
 
 
-@get("/metrics", include_in_schema=False)
+@get("/metrics", include_in_schema=False, opt={"first": True})
 async def metrics(request: Request[Any, Any, Any], plane: Plane) -> Response[bytes]:
-    """Needs a token, as `authorization` in a scrape configuration gives it."""
+    """Needs a token of the first account, scope read, as `authorization` in a scrape configuration gives it."""
     from prometheus_client.exposition import generate_latest
 
     state = request.app.state

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from litestar.params import Dependency
 
+from roost.accounts.identity import Identity
 from roost.accounts.tokens import Tokens
 from roost.db.database import Database
 from roost.db.secret import Secret
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class ControlPlane:
     database: Database
     tokens: Tokens
+    identity: Identity
     live: LiveJobs
     placement: Placement
     images: Images

@@ -63,6 +63,6 @@ def _unreached(target: yarl.URL, error: aiohttp.ClientError) -> Exception:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Refusal):
-            return Invalid(f"script: {target.host} has the address {cause}")
+            return Invalid(f"script: {target.host} has the address {cause.strerror}")
         cause = cause.__cause__ or cause.__context__
     return Refused(f"script: {target.host} could not be reached ({type(error).__name__}); check the URL")

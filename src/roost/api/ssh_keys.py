@@ -44,7 +44,7 @@ class Removed(msgspec.Struct, frozen=True):
 
 @post("/ssh-keys", status_code=201, dto=JsonBody, return_dto=None, summary="Register a public key of your own")
 async def add(request: Caller, plane: Plane, data: NewKey) -> SshKey:
-    return _told(await keys.add(plane.database, request.user.id, data.name, data.public_key))
+    return _told(await keys.add(plane.database, request.user.id, data.name, data.public_key, request.user.user_id))
 
 
 @get("/ssh-keys", summary="List your public keys")

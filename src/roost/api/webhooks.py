@@ -105,7 +105,7 @@ async def create(request: Caller, plane: Plane, data: NewWebhook) -> MadeWebhook
         raise Invalid("url: missing; give the address that messages are posted to")
     id, secret, now = ids.webhook_id(), signing.new_secret(), now_ns()
     made = rows.Webhook(
-        id=id, account_id=request.user.id, url=str(check_url("url", data.url, plane.outward)),
+        id=id, account_id=request.user.id, url=str(check_url("url", data.url, plane.webhooks.may)),
         description=_description(data.description), events=_events(data.events),
         secret=rows.seal(plane.secret, id, secret), previous_secret=None, previous_until_ns=None,
         enabled=data.enabled is not False, disabled_reason=None, sequence=0, failing_since_ns=None, created_ns=now,
@@ -135,7 +135,7 @@ async def show(request: Caller, plane: Plane, id: WebhookId) -> Webhook:
 async def change(request: Caller, plane: Plane, id: WebhookId, data: WebhookChange) -> Webhook:
     found = await rows.find(plane.database, request.user.id, id)
     changes: dict[str, Any] = {
-        "url": str(check_url("url", data.url, plane.outward)) if data.url else None,
+        "url": str(check_url("url", data.url, plane.webhooks.may)) if data.url else None,
         "description": _description(data.description),
         "enabled": data.enabled,
     }

@@ -2,4 +2,4 @@
 
 from roost.cli.main import main
 
-main()
+main(prog_name="roost")

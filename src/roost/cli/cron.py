@@ -7,6 +7,7 @@ import click
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.jobs import read_script, submission
+from roost.cli.names import WORKSPACE
 
 CRONS = "/api/v1/mags-cron"
 
@@ -20,7 +21,9 @@ def cron() -> None:
 @click.argument("script")
 @click.option("-n", "--name", required=True, help="Of the cron job and of its jobs.")
 @click.option("--schedule", "cron_expression", required=True, metavar="EXPR", help="Five fields, like '30 2 * * *'.")
-@click.option("-w", "--workspace", metavar="NAME", help="Keep files here; wakes the sandbox that has it.")
+@click.option(
+    "-w", "--workspace", type=WORKSPACE, metavar="NAME", help="Keep files here; wakes the sandbox that has it."
+)
 @click.option("--timezone", metavar="ZONE", help="Like Europe/Berlin (UTC).")
 @click.option("--missed", type=click.Choice(["none", "latest", "all"]), help="Runs to make up for (latest).")
 @click.option("--overlap", type=click.Choice(["skip", "queue", "parallel"]), help="While one is under way (skip).")

@@ -8,7 +8,8 @@ import click
 
 from roost.cli.answers import as_json, print_json
 from roost.cli.connection import Api, api_options
-from roost.cli.jobs import path_of
+from roost.cli.names import JOB
+from roost.cli.paths import path_of
 from roost.errors import Invalid
 
 WAKE_WITHIN = 100.0  # seconds; the server gives itself 90
@@ -18,7 +19,7 @@ WAKE_WITHIN = 100.0  # seconds; the server gives itself 90
 @click.option("-i", "--interactive", is_flag=True, help="Send it this command's standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal; with -i.")
 @click.option("--timeout", type=click.IntRange(min=1), metavar="S", help="Seconds it may run (30; with -i, any).")
-@click.argument("job")
+@click.argument("job", type=JOB)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @as_json
 @api_options

@@ -1,7 +1,7 @@
-"""The `roost` command: which commands there are and where each is found.
+"""The program `roost`, also installed as `mags`: which commands there are and where each is found.
 
 A command's module is imported when it is called, so that every one starts fast; the line of help stands here for
-that reason. Conditions (`roost.errors`) end a command with their text and status 1.
+that reason. Conditions (`roost.errors`) end a command with their text and status 1, see `answers.py`.
 """
 
 import importlib
@@ -10,13 +10,17 @@ from typing import cast
 import click
 
 from roost import __version__
+from roost.cli.screen import ALL, show_all
 from roost.errors import RoostError
 
 # command -> (module, attribute, line of help); no line: not for people
 COMMANDS = {
     "up": ("machine", "up", "Start Roost on this machine, in the foreground."),
     "doctor": ("machine", "doctor", "Say what this machine can do, and what to install for more."),
-    "run": ("jobs", "run", "Run a script in a new sandbox and show its output."),
+    "login": ("login", "login", "Log in by a browser, or with a token."),
+    "logout": ("login", "logout", "Log out, and forget the login here."),
+    "whoami": ("login", "whoami", "Show who you are and what you may do."),
+    "run": ("run", "run", "Run a script in a new sandbox and show its output."),
     "list": ("jobs", "list_jobs", "List jobs, the newest first."),
     "status": ("jobs", "status", "Show one job."),
     "logs": ("jobs", "logs", "Show a job's output."),
@@ -25,6 +29,8 @@ COMMANDS = {
     "ssh": ("ssh", "ssh", "Open a shell in a sandbox, or run a command there, by ssh."),
     "ssh-key": ("ssh", "ssh_key", "Add, list and remove public keys of your own."),
     "new": ("sleep", "new", "Make a sandbox that stays."),
+    "browser": ("browser", "browser", "Start Chromium in a sandbox, for programs that drive it."),
+    "resize": ("resize", "resize", "Give a sandbox that stays a larger disk."),
     "set": ("sleep", "set_options", "Change how a persistent job sleeps."),
     "sleep": ("sleep", "put_to_sleep", "Put a job to sleep now."),
     "wake": ("sleep", "wake", "Wake a job that sleeps."),
@@ -33,16 +39,34 @@ COMMANDS = {
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
+    "token": ("tokens", "token", "Make, list and revoke API tokens."),
+    "user": ("users", "user", "Add, list and disable users; set passwords."),
+    "team": ("teams", "team", "Share an account with others."),
     "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
     "image": ("images", "image", "List, import, pull and build images."),
+    "completion": ("completion", "completion", "Print what makes a shell complete our commands."),
     "serve": ("machine", "serve", None),
     "node": ("machine", "node", None),
     "node-image": ("machine", "node_image", None),
 }
+# How the help groups them. What is in none of these stands under "More".
+GROUPS = {
+    "Scripts": ("run", "logs", "list", "status", "stop", "cron", "template", "schedule", "webhook"),
+    "Sandboxes": ("new", "exec", "ssh", "ssh-key", "url", "browser", "resize", "set", "sleep", "wake", "keepalive"),
+    "Files": ("workspace", "sync", "image"),
+    "Machines": ("vm",),
+    "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
+    "Roost": ("up", "doctor", "pool", "mcp", "completion"),
+}
+SERVER = """\
+Commands that ask a server take --api-url URL and --token TOKEN, or --state DIR for an instance on this machine; without
+them MAGS_API_URL and MAGS_API_TOKEN count, then what `roost login` kept, then the local instance. With --json they
+print JSON."""
 
 
-class LazyGroup(click.Group):
+class Program(click.Group):
     """A group whose commands are imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -54,18 +78,52 @@ class LazyGroup(click.Group):
         module, attribute, _ = COMMANDS[cmd_name]
         return cast(click.Command, getattr(importlib.import_module(f"roost.cli.{module}"), attribute))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            people = [name for name, (_, _, line) in COMMANDS.items() if line]
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=people, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items() if line])
+        if ctx.meta.get(ALL):
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items() if line])
+            return
+        with formatter.section("Commands, explained by --help-all and by COMMAND --help"):
+            formatter.write_dl([(group, ", ".join(names)) for group, names in grouped().items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["roost.words"] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
+        from roost.cli.answers import JSON, BadUsage, Failure
+
         try:
             return super().invoke(ctx)
         except RoostError as error:
-            raise click.ClickException(str(error)) from error
+            raise Failure(str(error), ctx.meta.get(JSON, False)) from error
+        except click.ClickException as error:
+            # bad usage may be noticed before --json is read
+            if ctx.meta.get(JSON, "--json" in ctx.meta["roost.words"]):
+                kind = BadUsage if isinstance(error, click.UsageError) else Failure
+                raise kind(error.format_message(), True) from error
+            raise
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def grouped() -> dict[str, list[str]]:
+    """The commands for people under each heading that has any."""
+    shown = [name for name, (_, _, line) in COMMANDS.items() if line]
+    known = {name for names in GROUPS.values() for name in names}
+    groups = {group: [name for name in names if name in shown] for group, names in GROUPS.items()}
+    groups["More"] = [name for name in shown if name not in known]
+    return {group: names for group, names in groups.items() if names}
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]}, epilog=SERVER)
 @click.version_option(__version__, prog_name="roost")
+@click.option("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=show_all, hidden=True)
 def main() -> None:
     """Roost: a self-hosted cloud of instant sandboxes."""

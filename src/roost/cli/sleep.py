@@ -1,23 +1,21 @@
 """Commands about how persistent jobs sleep: new, set, sleep, wake, keepalive."""
 
-import time
-
 import click
 
 from roost.cli.answers import as_json, print_json
 from roost.cli.connection import Api, Json, api_options
-from roost.cli.jobs import JOBS, path_of
-from roost.errors import Conflict, Invalid
+from roost.cli.names import JOB, WORKSPACE
+from roost.cli.paths import JOBS, path_of
+from roost.cli.starting import started
+from roost.errors import Invalid
 
 WAKE_TIMEOUT = 120  # seconds
-NEW_WITHIN = 60.0  # seconds until a new sandbox runs
-POLL = 0.1  # seconds
 
 
 @click.command()
 @click.argument("name")
 @click.option("-p", "--persistent", is_flag=True, help="Keep its files in the object store, not on this node alone.")
-@click.option("--base", metavar="NAME", help="Begin from this workspace, which stays as it is.")
+@click.option("--base", type=WORKSPACE, metavar="NAME", help="Begin from this workspace, which stays as it is.")
 @click.option("--disk", type=click.IntRange(min=1), metavar="GB", help="Disk limit (2).")
 @click.option("--type", "image", metavar="IMAGE", help="Root file system (standard).")
 @click.option("--no-sleep", is_flag=True, help="Never put it to sleep, and start it again when it ends.")
@@ -31,30 +29,16 @@ def new(api: Api, name: str, persistent: bool, no_sleep: bool, raw: bool, **opti
     body |= {names.get(key, key): value for key, value in options.items() if value is not None}
     body |= {"no_sync": True} if not persistent else {}
     body |= {"no_sleep": True} if no_sleep else {}
-    job = str(api.call("POST", JOBS, body)["request_id"])
-    shown = _running(api, job)
+    shown = started(api, api.call("POST", JOBS, body)["request_id"])
     if raw:
         return print_json(shown)
-    click.echo(job)
+    click.echo(shown["request_id"])
     click.echo(f"roost: `roost exec {name} CMD` runs a command in it, `roost stop {name}` ends it", err=True)
     return None
 
 
-def _running(api: Api, job: str) -> Json:
-    deadline = time.monotonic() + NEW_WITHIN
-    while True:
-        shown = api.call("GET", f"{path_of(job)}/status")
-        if shown["status"] == "running" and shown.get("vm_id"):
-            return shown
-        if shown["status"] != "pending":
-            raise Conflict(shown.get("error") or f"the sandbox ended at once (status: {shown['status']})")
-        if time.monotonic() > deadline:
-            raise Conflict(f"it still waits for room; `roost status {job}` shows when it runs")
-        time.sleep(POLL)
-
-
 @click.command("set")
-@click.argument("job")
+@click.argument("job", type=JOB)
 @click.option("--no-sleep/--sleep", default=None, help="Whether it stays awake, used or not.")
 @click.option("--startup-command", metavar="CMD", help="Runs when it wakes from cold; '' for none.")
 @click.option(
@@ -78,7 +62,7 @@ def _said(job: Json) -> list[str]:
 
 
 @click.command("sleep")
-@click.argument("job")
+@click.argument("job", type=JOB)
 @click.option("--cold", is_flag=True, help="Save its files and end its processes; otherwise they stand still.")
 @as_json
 @api_options
@@ -89,7 +73,7 @@ def put_to_sleep(api: Api, job: str, cold: bool, raw: bool) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", type=JOB)
 @as_json
 @api_options
 def wake(api: Api, job: str, raw: bool) -> None:
@@ -99,7 +83,7 @@ def wake(api: Api, job: str, raw: bool) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", type=JOB)
 @click.option("--seconds", type=click.IntRange(1, 3600), default=600, show_default=True)
 @as_json
 @api_options

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
 import uuid
 from pathlib import Path
@@ -15,15 +14,14 @@ import click
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
-from roost.errors import Invalid, NotFound, RoostError, SetupMissing
+from roost.cli.names import JOB
+from roost.cli.paths import JOBS, path_of
+from roost.cli.starting import FINAL, started
+from roost.errors import Invalid, NotFound, SetupMissing
 
-JOBS = "/api/v1/mags-jobs"
 KEYS = "/api/v1/ssh-keys"
-BEGIN_WITHIN = 60.0  # seconds until a new sandbox runs
 WAKE_WITHIN = 100.0  # seconds; the server gives itself 90
-LOOK_AGAIN = 0.05  # seconds
 ALIAS = "roost-sandbox"  # under which the gateway's key is known in the call's own file
-FINAL = ("completed", "error")
 AT_HOME = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 
 
@@ -33,8 +31,9 @@ AT_HOME = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 @click.option("-L", "local", multiple=True, metavar="[BIND:]PORT:HOST:PORT", help="Lead a port here into the sandbox.")
 @click.option("-R", "remote", multiple=True, metavar="[BIND:]PORT:HOST:PORT", help="Lead one of the sandbox here.")
 @click.option("-D", "dynamic", multiple=True, metavar="[BIND:]PORT", help="A SOCKS proxy into the sandbox.")
-@click.argument("name")
+@click.argument("name", type=JOB)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@as_json
 @api_options
 def ssh(
     api: Api,
@@ -45,23 +44,30 @@ def ssh(
     local: tuple[str, ...],
     remote: tuple[str, ...],
     dynamic: tuple[str, ...],
+    raw: bool,
 ) -> None:
     """Open a shell in a sandbox, or run COMMAND there, by ssh; wake it if it sleeps.
 
     NAME is a job's name, workspace or id. Where none runs, a persistent sandbox with the workspace NAME is started; it
-    stays until `roost stop NAME`. Options come before NAME.
+    stays until `roost stop NAME`. Options come before NAME. --json prints host, port and a key and does not connect.
     """
+    if raw:
+        return print_json(_access(api, name))
     program = shutil.which("ssh")
     if program is None:
         raise SetupMissing("there is no ssh here; install it (Debian: apt-get install openssh-client)")
     flags = [*(["-t"] if terminal else []), *(["-N"] if quiet else [])]
     for letter, values in (("-L", local), ("-R", remote), ("-D", dynamic)):
         flags += [word for value in values for word in (letter, value)]
-    access = api.call("POST", f"{_path(_running(api, name))}/access", {"port": 22}, timeout=WAKE_WITHIN)
+    access = _access(api, name)
     with tempfile.TemporaryDirectory(prefix="roost-ssh-") as place:  # mode 0700
         words = ssh_words(program, access, Path(place), flags, command)
         write_access(access, Path(place))
         sys.exit(_run(words))
+
+
+def _access(api: Api, name: str) -> Json:
+    return api.call("POST", f"{path_of(_running(api, name))}/access", {"port": 22}, timeout=WAKE_WITHIN)
 
 
 def ssh_words(program: str, access: Json, place: Path, flags: list[str], command: tuple[str, ...]) -> list[str]:
@@ -102,28 +108,16 @@ def _run(words: list[str]) -> int:
 def _running(api: Api, name: str) -> str:
     """The request id of a job that has not ended; a new one where there is none."""
     try:
-        state = api.call("GET", f"{_path(name)}/status")
+        state = api.call("GET", f"{path_of(name)}/status")
         if state["status"] not in FINAL:
-            return _begun(api, state["request_id"])
+            return str(started(api, state["request_id"])["request_id"])
     except NotFound:
         pass
     if _is_id(name):
         raise NotFound(f"there is no job {name} that runs or sleeps; give a name to start one")
     click.echo(f"roost: starting a sandbox with the workspace {name!r}; `roost stop {name}` ends it", err=True)
     body = {"script": "sleep infinity", "type": "inline", "persistent": True, "workspace_id": name}
-    return _begun(api, str(api.call("POST", JOBS, body)["request_id"]))
-
-
-def _begun(api: Api, job: str) -> str:
-    deadline = time.monotonic() + BEGIN_WITHIN
-    while time.monotonic() < deadline:
-        state = api.call("GET", f"{_path(job)}/status")
-        if state["status"] in FINAL:
-            raise RoostError(f"the sandbox ended before it could be entered: {word(state.get('error'))}")
-        if state["status"] == "sleeping" or (state["status"] == "running" and state.get("vm_id")):
-            return job
-        time.sleep(LOOK_AGAIN)
-    raise RoostError(f"the sandbox did not begin within {BEGIN_WITHIN:.0f} s; `roost status {job}` says more")
+    return str(started(api, api.call("POST", JOBS, body)["request_id"])["request_id"])
 
 
 def _is_id(name: str) -> bool:
@@ -131,10 +125,6 @@ def _is_id(name: str) -> bool:
         return str(uuid.UUID(name)) == name.lower()
     except ValueError:
         return False
-
-
-def _path(job: str) -> str:
-    return f"{JOBS}/{urllib.parse.quote(job, safe='')}"
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------

@@ -3,13 +3,17 @@
 import urllib.parse
 
 import click
+from click.shell_completion import CompletionItem
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
-from roost.cli.jobs import path_of
+from roost.cli.names import JOB, WORKSPACE
+from roost.cli.paths import path_of
+from roost.errors import Invalid
 
 ALIASES = "/api/v1/mags-url-aliases"
 WAKING = 60.0  # seconds; a cold sandbox starts first
+PORT = click.IntRange(1, 65535)
 ACCESS = click.Choice(["public", "token", "signed"])
 
 
@@ -21,6 +25,12 @@ class Worded(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {*self.commands, "-h", "--help"} - {self.meant}
         return super().parse_args(ctx, args if not args or args[0] in known else [self.meant, *args])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        meant = self.commands[self.meant]
+        with click.Context(meant, ctx, self.meant, resilient_parsing=True) as inner:
+            first = meant.params[0].shell_complete(inner, incomplete)
+        return [*super().shell_complete(ctx, incomplete), *first]
 
 
 class UrlGroup(Worded):
@@ -36,9 +46,9 @@ def url() -> None:
     """Open a URL for a port of a persistent job's sandbox (8080), or name it by an alias.
 
     \b
-    roost url JOB [PORT]                    open it, wake the job, and print the URL
-    roost url JOB --close                   close it
-    roost url alias SUBDOMAIN WORKSPACE     a name that follows the workspace's job
+    roost url JOB [PORT]                  open it, wake the job, print the URL
+    roost url JOB --close                 close it
+    roost url alias SUBDOMAIN WORKSPACE   a name that follows the workspace's job
     roost url alias list
     roost url alias remove SUBDOMAIN
 
@@ -47,20 +57,25 @@ def url() -> None:
 
 
 @url.command("open", hidden=True, options_metavar="", short_help="")
-@click.argument("job")
-@click.argument("port", type=click.IntRange(1, 65535), default=8080)
+@click.argument("job", type=JOB)
+@click.argument("port", type=PORT, required=False)
+@click.option("--port", "named", type=PORT, metavar="PORT", help="The same as PORT.")
 @click.option("--access", type=ACCESS, help="Who may use it [as it was; public at first].")
 @click.option("--expires-in", type=click.IntRange(min=1), metavar="S", help="Of a signed URL (3600).")
 @click.option("--close", is_flag=True, help="Close the job's URL.")
 @as_json
 @api_options
-def open_url(api: Api, job: str, port: int, access: str | None, expires_in: int | None, close: bool, raw: bool) -> None:
+def open_url(
+    api: Api, job: str, port: int | None, named: int | None, close: bool, raw: bool, **options: object
+) -> None:
     """Open a URL for PORT (8080) of a persistent JOB's sandbox, wake it, and print the URL."""
     path = f"{path_of(job)}/access"
     if close:
         answer = api.call("DELETE", path)
         return print_json(answer) if raw else click.echo(answer["message"])
-    answer = api.call("POST", path, _asked(port=port, access=access, expires_in=expires_in), timeout=WAKING)
+    if port and named and port != named:
+        raise Invalid(f"PORT is {port} and --port {named}; give one of them")
+    answer = api.call("POST", path, _asked(port=port or named or 8080, **options), timeout=WAKING)
     return print_json(answer) if raw else _show(answer)
 
 
@@ -71,9 +86,9 @@ def alias() -> None:
 
 @alias.command(hidden=True)
 @click.argument("subdomain")
-@click.argument("workspace")
+@click.argument("workspace", type=WORKSPACE)
 @click.option("--domain", help="One of those that Roost serves [the first].")
-@click.option("--port", type=click.IntRange(1, 65535), help="In the sandbox (8080).")
+@click.option("--port", type=PORT, help="In the sandbox (8080).")
 @click.option("--access", type=ACCESS, help="Who may use it (public).")
 @click.option("--expires-in", type=click.IntRange(min=1), metavar="S", help="Of a signed URL (3600).")
 @as_json

@@ -1,10 +1,8 @@
 """`roost usage`: what the account has used, in all and by workspace."""
 
-import json
-
 import click
 
-from roost.cli.answers import as_json, print_table, word
+from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 
 COLUMNS = ["WORKSPACE", "JOBS", "AWAKE", "FROZEN", "CPU", "MEMORY", "IN", "OUT", "STORED"]
@@ -18,7 +16,7 @@ def usage(api: Api, days: int, raw: bool) -> None:
     """Show what your account has used: jobs, time, CPU, memory, traffic and stored files."""
     answer = api.call("GET", f"/api/v1/mags-jobs/usage?window_days={days}")
     if raw:
-        return click.echo(json.dumps(answer, indent=2))
+        return print_json(answer)
     click.echo(f"since {answer['since'][:10]} (UTC)")
     rows = [_row(word(one["workspace_id"]), one) for one in answer["workspaces"]]
     return print_table(COLUMNS, [*rows, _row("all", answer)])

@@ -1,21 +1,23 @@
 """Commands about workspaces, and the upload of files for a job."""
 
 import http.client
+import itertools
 import json
 import os
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from roost.cli import progress
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Interrupted, Json, api_options
+from roost.cli.names import JOB, WORKSPACE
+from roost.cli.paths import path_of
 from roost.errors import Invalid, RoostError
 
 WORKSPACES = "/api/v1/mags-workspaces"
 FILES = "/api/v1/mags-files"
-CHUNK = 256 * 1024  # bytes of an upload sent at a time
 UPLOADING = 600.0  # seconds without a sign of life
 CHECKING = 3600.0  # seconds; every byte may have to be read
 PAGE = 100
@@ -48,20 +50,20 @@ def list_workspaces(api: Api, raw: bool) -> None:
 
 
 @workspace.command()
-@click.argument("name")
+@click.argument("name", type=WORKSPACE)
 @click.option("--force", is_flag=True, help="Do not ask.")
 @as_json
 @api_options
 def delete(api: Api, name: str, force: bool, raw: bool) -> None:
     """Delete a workspace with all its revisions."""
     if not force:
-        click.confirm(f"Delete workspace {name!r} with all its revisions?", abort=True)
+        click.confirm(f"Delete workspace {name!r} with all its revisions?", abort=True, err=True)
     answer = api.call("DELETE", _path(name))
     print_json(answer) if raw else click.echo(answer["message"])
 
 
 @workspace.command()
-@click.argument("name")
+@click.argument("name", type=WORKSPACE)
 @click.option("--page", type=click.IntRange(min=1), default=1, show_default=True)
 @as_json
 @api_options
@@ -78,7 +80,7 @@ def revisions(api: Api, name: str, page: int, raw: bool) -> None:
 
 
 @workspace.command()
-@click.argument("name")
+@click.argument("name", type=WORKSPACE)
 @click.argument("revision")
 @as_json
 @api_options
@@ -89,7 +91,7 @@ def restore(api: Api, name: str, revision: str, raw: bool) -> None:
 
 
 @workspace.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=WORKSPACE)
 @click.option("--read-data", is_flag=True, help="Read and verify every byte in the object store.")
 @as_json
 @api_options
@@ -109,12 +111,12 @@ def check(api: Api, names: tuple[str, ...], read_data: bool, raw: bool) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", type=JOB)
 @as_json
 @api_options
 def sync(api: Api, job: str, raw: bool) -> None:
     """Save a running job's workspace now, by the job's id or name or the workspace's name."""
-    answer = api.call("POST", f"/api/v1/mags-jobs/{urllib.parse.quote(job, safe='')}/sync", timeout=60)
+    answer = api.call("POST", f"{path_of(job)}/sync", timeout=60)
     print_json(answer) if raw else click.echo(answer["message"])
 
 
@@ -124,15 +126,15 @@ def upload(api: Api, file: Path) -> str:
     head, tail = form_edges(file.name, boundary)
     try:
         with file.open("rb") as content:
-            size = len(head) + os.fstat(content.fileno()).st_size + len(tail)
-            headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(size)}
-
-            def body() -> Iterator[bytes]:
-                yield head
-                yield from iter(lambda: content.read(CHUNK), b"")
-                yield tail
-
-            with api.stream("POST", FILES, body(), headers, UPLOADING) as answer:
+            size = os.fstat(content.fileno()).st_size
+            headers = {
+                "Content-Type": f"multipart/form-data; boundary={boundary}",
+                "Content-Length": str(len(head) + size + len(tail)),
+            }
+            with (
+                progress.sent(content, size, file.name) as pieces,
+                api.stream("POST", FILES, itertools.chain([head], pieces, [tail]), headers, UPLOADING) as answer,
+            ):
                 return str(json.loads(answer.read(65536))["file_id"])
     except Interrupted as error:
         raise RoostError(str(error)) from error

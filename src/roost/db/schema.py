@@ -43,6 +43,77 @@ tokens = Table(
     Column("hash", LargeBinary, nullable=False, unique=True),  # SHA-256 of the token: 256 random bits need no salt
     Column("created_ns", BigInteger, nullable=False),
     Column("last_used_ns", BigInteger),
+    Column("scope", String, nullable=False, server_default=text("'admin'")),  # read, run or admin
+    Column("expires_ns", BigInteger),  # None: never
+    Column("user_id", Integer, ForeignKey("users.id")),  # who made it; None: nobody, as the first one of all
+    Column("roams", Boolean, nullable=False, server_default=text("0")),  # speaks for its user in any of their accounts
+    Index("tokens_of_account", "account_id"),
+    Index("tokens_of_user", "user_id"),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("email", String, unique=True),  # lower case
+    Column("password_hash", String),  # Argon2id with its parameters and salt; None: comes in by OIDC alone
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),  # made with the user
+    Column("created_ns", BigInteger, nullable=False),
+    Column("last_login_ns", BigInteger),
+    Column("disabled_ns", BigInteger),
+)
+
+identities = Table(  # of users at OpenID providers
+    "identities",
+    metadata,
+    Column("issuer", String, primary_key=True),
+    Column("subject", String, primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("identities_of_user", "user_id"),
+    sqlite_with_rowid=False,
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.id"), primary_key=True),
+    Column("role", String, nullable=False),  # owner, member or viewer
+    Column("created_ns", BigInteger, nullable=False),
+    Index("accounts_of_user", "user_id", "created_ns"),
+    sqlite_with_rowid=False,
+)
+
+sessions = Table(  # of browsers
+    "sessions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash", LargeBinary, nullable=False, unique=True),  # SHA-256 of the cookie's value
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),  # which it speaks for
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("used_ns", BigInteger, nullable=False),
+    Index("sessions_of_user", "user_id"),
+    Index("sessions_by_end", "expires_ns"),
+)
+
+devices = Table(  # that ask to be logged in, until that is decided or too late
+    "devices",
+    metadata,
+    Column("hash", LargeBinary, primary_key=True),  # SHA-256 of the device code
+    Column("user_code", LargeBinary, nullable=False, unique=True),  # SHA-256
+    Column("name", String, nullable=False),
+    Column("address", String, nullable=False),  # that asked
+    Column("scope", String, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("status", String, nullable=False),  # pending, approved or denied
+    Column("user_id", Integer, ForeignKey("users.id")),  # who decided
+    Column("account_id", Integer, ForeignKey("accounts.id")),
+    Index("devices_by_end", "expires_ns"),
 )
 
 jobs = Table(
@@ -204,6 +275,7 @@ ssh_keys = Table(
     Column("public_key", LargeBinary, nullable=False, unique=True),  # as on the wire (RFC 4253, 6.6)
     Column("created_ns", BigInteger, nullable=False),
     Column("last_used_ns", BigInteger),
+    Column("user_id", Integer, ForeignKey("users.id")),  # who added it or had it made; it goes with them
     Index("ssh_keys_of_job", "job_seq", "last_used_ns"),
     Index("ssh_keys_of_account", "account_id", "created_ns"),
 )
@@ -236,7 +308,7 @@ webhooks = Table(
     Index("webhooks_of_account", "account_id", "enabled"),
 )
 
-webhook_deliveries = Table(  # the outbox; triggers write it (migration 0009) whenever a job's state changes
+webhook_deliveries = Table(  # the outbox; triggers write it (migration 0013) whenever a job's state changes
     "webhook_deliveries",
     metadata,
     Column("id", Integer, primary_key=True),

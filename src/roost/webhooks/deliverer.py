@@ -19,7 +19,7 @@ from roost.clock import Clock, SystemClock
 from roost.db.database import Database
 from roost.db.secret import Secret
 from roost.errors import RoostError, StateUnwritable
-from roost.outward import Allowed, Refusal
+from roost.outward import Allowed
 from roost.webhooks import delivery as deliveries
 from roost.webhooks import signing
 from roost.webhooks import webhook as webhooks
@@ -148,7 +148,7 @@ class Deliverer:
         except TimeoutError:
             return Attempt(self.clock.now_ns(), None, f"no answer within {LIMIT:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Attempt(self.clock.now_ns(), None, _words(error)[:300])
+            return Attempt(self.clock.now_ns(), None, str(error)[:300] or type(error).__name__)
         failure = None if 200 <= status < 300 else f"it answered {status}; expected 200 to 299"
         return Attempt(self.clock.now_ns(), status, failure)
 
@@ -166,15 +166,6 @@ class Deliverer:
             except StateUnwritable as error:  # rather than sending it again and again
                 log.warning("webhook.unrecorded", message=delivery.message_id, error=str(error))
                 await asyncio.sleep(AGAIN)
-
-
-def _words(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, Refusal):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__
 
 
 def pause_after(attempts: int) -> float:

@@ -1,6 +1,6 @@
 """A webhook: whom an account wants to be told of its jobs, and of what. Rows only; `deliverer.py` sends.
 
-What is to be sent is written by triggers (migration 0009) in the transaction of the change itself, whoever makes it: so
+What is to be sent is written by triggers (migration 0013) in the transaction of the change itself, whoever makes it: so
 no event is lost or made up by a crash, and where an account has no webhook a change costs one look into an index.
 """
 

@@ -44,7 +44,7 @@ async def ssh_access(
     return SshAccess(
         ssh_host=plane.ssh.settings.ssh_host or host_of(request.headers.get("host", "")) or "localhost",
         ssh_port=port,
-        ssh_private_key=await keys.make_for_job(plane.database, job.account_id, job.seq),
+        ssh_private_key=await keys.make_for_job(plane.database, job.account_id, job.seq, request.user.user_id),
         host_key=gateway.key.public,
     )
 

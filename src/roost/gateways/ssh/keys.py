@@ -99,7 +99,7 @@ def fingerprint(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
-async def make_for_job(database: Database, account_id: int, job_seq: int) -> str:
+async def make_for_job(database: Database, account_id: int, job_seq: int, user_id: int | None = None) -> str:
     """A new key of the job: its private half, as PEM. Raises StateUnwritable."""
     made = Ed25519PrivateKey.generate()
     blob = base64.b64decode(public_line(made).split()[1])
@@ -108,15 +108,21 @@ async def make_for_job(database: Database, account_id: int, job_seq: int) -> str
     newest = select(ssh_keys.c.id).where(ssh_keys.c.job_seq == job_seq).order_by(used.desc()).limit(KEYS_OF_JOB)
     await database.write(
         insert(ssh_keys).values(
-            id=id, account_id=account_id, job_seq=job_seq, name="access", public_key=blob, created_ns=now
+            id=id,
+            account_id=account_id,
+            job_seq=job_seq,
+            name="access",
+            public_key=blob,
+            created_ns=now,
+            user_id=user_id,
         ),
         delete(ssh_keys).where(ssh_keys.c.job_seq == job_seq, ssh_keys.c.id.not_in(newest)),
     )
     return openssh(made).decode()
 
 
-async def add(database: Database, account_id: int, name: str, public_key: str) -> Key:
-    """Of the account itself. Raises Invalid, Conflict."""
+async def add(database: Database, account_id: int, name: str, public_key: str, user_id: int | None = None) -> Key:
+    """Of the account itself; it goes with the user. Raises Invalid, Conflict."""
     blob = read_public(public_key)
     words = public_key.split(maxsplit=2)
     name = name or (words[2].strip() if len(words) > 2 else "")
@@ -126,7 +132,9 @@ async def add(database: Database, account_id: int, name: str, public_key: str) -
     if (await database.read(mine))[0][0] >= KEYS_OF_ACCOUNT:
         raise Conflict(f"an account may have {KEYS_OF_ACCOUNT} keys; remove one first")
     id, now = ids.key_id(), now_ns()
-    row = insert(ssh_keys).values(id=id, account_id=account_id, name=name, public_key=blob, created_ns=now)
+    row = insert(ssh_keys).values(
+        id=id, account_id=account_id, name=name, public_key=blob, created_ns=now, user_id=user_id
+    )
     try:
         await database.write(row)
     except IntegrityError:

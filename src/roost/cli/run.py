@@ -1,0 +1,187 @@
+"""`roost run`: submit a script, show its output byte for byte as it comes, and end with its exit status.
+
+A status that was lost is never shown as success. Ctrl-C stops the job, or leaves it, as `--on-interrupt` says.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from roost.cli.answers import as_json, print_json
+from roost.cli.connection import Api, Json, server_options
+from roost.cli.follow import follow
+from roost.cli.jobs import discard, exit_status, read_script, show_bytes, submission
+from roost.cli.names import WORKSPACE
+from roost.cli.paths import JOBS, path_of
+from roost.cli.screen import Rare, Screen
+from roost.cli.starting import started
+from roost.cli.workspaces import upload
+from roost.errors import Invalid, RoostError
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+PORT = 8080  # documented, where none is said
+WAKE_WITHIN = 60.0  # seconds
+_VALUES = (("--env", re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")), ("--idle-minutes", re.compile(r"[0-9.]+\Z")))
+
+
+class Run(Screen):
+    """Gives `-e` its three meanings: nothing is kept; `-e KEY=VALUE`, a variable; `-e MINUTES`, until it sleeps."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        read = spelled_out(args)
+        # `run -e 'A=1; echo $A'` has no other script, so this is it
+        return super().parse_args(ctx, read if self._has_script(ctx, read) else args)
+
+    def _has_script(self, ctx: click.Context, args: list[str]) -> bool:
+        try:
+            values, _, _ = self.make_parser(ctx).parse_args(list(args))
+        except click.UsageError:
+            return True  # which is then said
+        return isinstance(values.get("script"), str)
+
+
+def spelled_out(args: list[str]) -> list[str]:
+    """The long option in place of each `-e` that has a value."""
+    end = args.index("--") if "--" in args else len(args)
+    read = list(args)
+    for at in range(end - 1):
+        long = [name for name, form in _VALUES if args[at] == "-e" and form.match(args[at + 1])]
+        read[at : at + 1] = long or [args[at]]
+    return read
+
+
+@click.command(cls=Run)
+@click.argument("script")
+@click.option("-w", "--workspace", type=WORKSPACE, metavar="NAME", help="Begin from this workspace and save to it.")
+@click.option("-n", "--name", metavar="NAME", help="The same, and the job's name; with -e the name alone.")
+@click.option("-e", "--ephemeral", is_flag=True, help="Keep nothing. But -e KEY=VALUE: a variable.")
+@click.option("--env", "pairs", multiple=True, cls=Rare, metavar="KEY=VALUE", help="Environment; repeatable.")
+@click.option("-t", "--timeout", type=click.IntRange(1), metavar="S", help="Seconds it may run (300; with -p any).")
+@click.option(
+    "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Upload a file into /root; repeatable.",
+)  # fmt: skip
+@click.option("--base", type=WORKSPACE, metavar="NAME", help="Begin from NAME or NAME@REVISION; it stays as it is.")
+@click.option("-p", "--persistent", is_flag=True, default=None, help="Keep the sandbox until `roost stop`.")
+@click.option("--url", "public", is_flag=True, help="Open a URL and print it; with -p.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Where the URL leads (8080).")
+@click.option("--startup-command", cls=Rare, metavar="CMD", help="Runs when it wakes from cold; with -p.")
+@click.option("--no-sleep", is_flag=True, cls=Rare, default=None, help="Never put it to sleep; with -p.")
+@click.option("-d", "--detach", is_flag=True, help="Print the job's id and do not wait.")
+@click.option(
+    "--on-interrupt", type=click.Choice(["stop", "detach"]), default="stop", cls=Rare, show_default=True,
+    help="What Ctrl-C does with the job.",
+)  # fmt: skip
+@click.option("--image", cls=Rare, metavar="I", help="Root file system (standard).")
+@click.option("--memory", type=click.IntRange(min=1), cls=Rare, metavar="MB", help="Memory limit (1024).")
+@click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), cls=Rare, metavar="N", help="CPU limit (2).")
+@click.option("--disk", type=click.IntRange(min=1), cls=Rare, metavar="GB", help="Disk limit (2).")
+@click.option(
+    "--idle-minutes", type=click.FloatRange(min=0, min_open=True), cls=Rare, metavar="N",
+    help="Unused, until it sleeps (10); with -p.",
+)  # fmt: skip
+@as_json
+@server_options("--api-url")  # --url is of `run` itself
+def run(
+    api: Api,
+    script: str,
+    pairs: tuple[str, ...],
+    files: tuple[Path, ...],
+    public: bool,
+    port: int | None,
+    detach: bool,
+    on_interrupt: str,
+    raw: bool,
+    **options: object,
+) -> None:
+    """Run SCRIPT (text, file or -) in a new sandbox, show its output, exit as it does.
+    With -p the sandbox stays and is not waited for. Ctrl-C stops the job.
+
+    \b
+    roost run -w app -p --url --port 3000 'npm install && npm start'
+    """
+    persistent = bool(options["persistent"])
+    refuse_contradictions(options, public, port)
+    body = submission(read_script(script), pairs, **kept(options))
+    if files:
+        body["file_ids"] = [upload(api, file) for file in files]
+    accepted = api.call("POST", JOBS, body)
+    job = str(accepted["request_id"])
+    if public:
+        return _opened(api, job, port or PORT, accepted, raw)
+    if persistent or detach:
+        return _left(job, accepted, raw)
+    return _waited_for(api, job, on_interrupt, raw)
+
+
+def refuse_contradictions(options: dict[str, object], public: bool, port: int | None) -> None:
+    """Before anything is uploaded or submitted."""
+    if options["ephemeral"]:
+        for name, spelled in (("workspace", "-w"), ("persistent", "-p")):
+            if options[name]:
+                raise Invalid(f"-e keeps nothing and {spelled} does; leave one of them out")
+    if not options["persistent"]:
+        given = {"--url": public, "--no-sleep": options["no_sleep"], "--startup-command": options["startup_command"]}
+        for spelled in (name for name, value in given.items() if value):
+            raise Invalid(f"{spelled} needs -p: other sandboxes end with their script")
+    if port is not None and not public:
+        raise Invalid("--port says where the URL leads; add --url")
+
+
+def kept(options: dict[str, object]) -> dict[str, object]:
+    """A workspace names its job and a name its workspace, unless both are given or nothing is kept."""
+    known = {name: value for name, value in options.items() if name != "ephemeral"}
+    workspace, name = known["workspace"], known["name"]
+    known["name"] = name or workspace
+    if not options["ephemeral"]:
+        known["workspace"] = workspace or name
+    return known
+
+
+def _left(job: str, accepted: Json, raw: bool) -> None:
+    if raw:
+        return print_json(accepted)
+    click.echo(job)
+    click.echo(f"roost: follow it with `roost logs -f {job}`, end it with `roost stop {job}`", err=True)
+    return None
+
+
+def _opened(api: Api, job: str, port: int, accepted: Json, raw: bool) -> None:
+    """The URL alone on standard output, for scripts."""
+    started(api, job)
+    access = api.call("POST", f"{path_of(job)}/access", {"port": port}, timeout=WAKE_WITHIN)
+    if raw:
+        return print_json(accepted | access)
+    click.echo(access["url"])
+    click.echo(f"roost: port {port} of job {job}; end it with `roost stop {job}`", err=True)
+    return None
+
+
+def _waited_for(api: Api, job: str, on_interrupt: str, raw: bool) -> None:
+    try:
+        ending = follow(api, f"{path_of(job)}/logs", discard if raw else show_bytes)
+    except KeyboardInterrupt:
+        _leave(job) if on_interrupt == "detach" else _stop(api, job)
+        sys.exit(INTERRUPTED)
+    if raw:
+        logs = api.call("GET", f"{path_of(job)}/logs")
+        print_json(api.call("GET", f"{path_of(job)}/status") | logs)
+    elif ending.error:
+        click.echo(f"roost: {ending.error}", err=True)
+    sys.exit(exit_status(ending))
+
+
+def _leave(job: str) -> None:
+    click.echo(f"\nroost: job {job} goes on: `roost logs -f {job}`, `roost stop {job}`", err=True)
+
+
+def _stop(api: Api, job: str) -> None:
+    click.echo(f"\nroost: stopping {job}; Ctrl-C again to leave at once", err=True)
+    try:
+        api.call("POST", f"{path_of(job)}/stop")
+    except KeyboardInterrupt:
+        click.echo(f"\nroost: left; `roost status {job}` says whether it has stopped", err=True)
+    except RoostError as error:
+        click.echo(f"roost: {error}", err=True)
