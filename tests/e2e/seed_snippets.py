@@ -340,6 +340,15 @@ POST /api/v1/jobs
 GET /api/v1/jobs/:id/status
 GET /api/v1/jobs/:id/logs"""),
 ]
+VM_HTTP: list[str] = [
+    Snippet("""\
+GET /api/v1/jobs/:id/vm-info
+POST /api/v1/jobs/:id/ssh
+{ "command": "uname -a", "timeout_seconds": 30 }"""),
+    Snippet("""\
+POST /api/v1/job-templates
+POST /api/v1/job-templates/:id/run"""),
+]
 JOBS_CURL = Snippet("curl -N https://api.magpiecloud.com/api/v1/jobs/REQ_ID/logs?follow=true")
 JOBS_PYTHON: list[str] = [
     Snippet("""\
@@ -374,4 +383,17 @@ ssh_result = client.jobs.ssh(handle.request_id, "uname -a")"""),
     """\
 assert "Linux" in ssh_result.stdout, ssh_result
 client.jobs.cancel(handle.request_id)""",
+    Snippet("""\
+template = client.templates.create(
+    name="realtime-ingest",
+    script="python app.py",
+    script_type="inline",
+    vcpus=2,
+    memory_mb=1024,
+)
+run = client.templates.run(template.id)"""),
+    """\
+assert run.id and run.job_id, run
+client.jobs.wait_for_completion(run.id, poll_interval=0.05)
+client.templates.delete(template.id)""",
 ]

@@ -25,6 +25,7 @@ from tests.e2e.seed_snippets import (
     NODE_PRINTS,
     PYTHON,
     SHELL,
+    VM_HTTP,
     Snippet,
 )
 from tests.e2e.test_clients import interpreter
@@ -204,6 +205,26 @@ def test_what_is_shown_of_the_jobs_api(user: User) -> None:
     assert any("hello" in line for line in user.bash(followed))
 
 
+def test_what_is_shown_of_persistent_vms_and_templates(user: User) -> None:
+    api, (vm, templates) = user.roost.api, VM_HTTP
+    info, ssh, command = vm.splitlines()
+    body = {"name": "dev-shell", "script": "echo ready", "type": "inline", "persist": True, "ip_lease": True}
+    job = api.call("POST", "/jobs", body)["request_id"]
+
+    def called(line: str, id: str, body: Any = None) -> Any:
+        method, path = line.split()
+        return api.call(method, path.removeprefix("/api/v1").replace(":id", id), body)
+
+    assert eventually(lambda: called(info, job).get("ip_address"))
+    assert called(ssh, job, json.loads(command))["stdout"].startswith("Linux")
+    api.call("POST", f"/jobs/{job}/cancel")
+    create, run = templates.splitlines()
+    template = called(create, "", {"name": "t", "script": "echo from a template", "script_type": "inline"})["id"]
+    started = called(run, template)["id"]
+    eventually(lambda: api.call("GET", f"/jobs/{started}/status")["status"] == "completed")
+    api.call("DELETE", f"/job-templates/{template}")
+
+
 def lines(parts: list[str]) -> list[str]:
     return [line for part in parts for line in part.splitlines()]
 
@@ -211,7 +232,7 @@ def lines(parts: list[str]) -> list[str]:
 def test_what_is_shown_for_the_jobs_sdk(user: User) -> None:
     program = "\n".join(JOBS_PYTHON).replace("YOUR_API_KEY", user.roost.api.token)
     printed = user.runs(interpreter("0.1.5", "magpie-cloud"), "-c", program)
-    id, address, url = printed[-1].split()
+    id, address, url = printed[0].split()
     assert len(id) == 36 and ":" in address and id[:12] in url
 
 
@@ -229,7 +250,7 @@ def test_the_snippets_are_those_of_the_documents_and_none_is_missing() -> None:
     whole = "\n".join(texts.values())
     ours = [
         part
-        for parts in (CURL, PYTHON, NODE, SHELL, HTTP, JOBS_HTTP, [JOBS_CURL], JOBS_PYTHON)
+        for parts in (CURL, PYTHON, NODE, SHELL, HTTP, JOBS_HTTP, VM_HTTP, [JOBS_CURL], JOBS_PYTHON)
         for part in parts
         if isinstance(part, Snippet)
     ]
@@ -241,9 +262,8 @@ def test_the_snippets_are_those_of_the_documents_and_none_is_missing() -> None:
     assert [line for line in shown if line not in tested and not line.startswith(ELSEWHERE)] == []
 
 
-# of other interfaces, and the download of a program that `roost` takes the place of
+# of the MicroVM API; calls that are shown without their body, which others make; a program that ours takes the place of
 ELSEWHERE = (
-    "curl -L https://releases.magpiecloud.com", "GET /api/v1/jobs/:id/vm-info",
-    "POST /api/v1/jobs/:id/ssh", "POST /api/v1/job-templates", "GET /api/v1/microvms", "POST /api/v1/microvms",
-    "POST /api/v1/mags-url-aliases", "POST /api/v1/mags-cron", "PATCH /api/v1/mags-cron/:id", "POST /api/v1/mags-files",
+    "GET /api/v1/microvms", "POST /api/v1/microvms", "POST /api/v1/mags-url-aliases", "POST /api/v1/mags-cron",
+    "PATCH /api/v1/mags-cron/:id", "POST /api/v1/mags-files", "curl -L https://releases.magpiecloud.com",
 )  # fmt: skip
