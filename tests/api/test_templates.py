@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from roost.accounts.tokens import FIRST_ACCOUNT
 from tests.e2e.test_clients import interpreter
 from tests.jobs.memory_node import until
 from tests.workspaces.conftest import TOKEN, Api
@@ -32,7 +33,7 @@ async def test_a_template_has_all_that_clients_require_and_no_null(api: Api) -> 
     latest = template["latest_revision"]
     assert (template["default_vcpus"], template["default_memory_mb"], template["user_id"]) == (1, 256, "1")
     assert (latest["revision"], latest["script"], latest["environment"]) == (1, "echo 1", {"KEY": "v"})
-    assert (latest["template_id"], latest["comment"], latest["created_by"]) == (template["id"], "first", "1")
+    assert (latest["template_id"], latest["comment"], latest["created_by"]) == (template["id"], "first", FIRST_ACCOUNT)
     assert None not in template.values() and None not in latest.values()
     assert await api.json(f"{TEMPLATES}/{template['id']}") == template
     assert await api.json(TEMPLATES) == {"templates": [template], "total": 1, "page": 1, "page_size": 20}

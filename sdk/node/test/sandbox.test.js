@@ -69,3 +69,15 @@ test('a schedule is kept until it is deleted', async () => {
   assert((await mags.cronList()).cron_jobs.some((one) => one.id === cron.id));
   await mags.cronDelete(cron.id);
 });
+
+test('a browser is started, used again by its name, and told where it is missing', async (t) => {
+  const profile = `${name}-browser`;
+  await mags.runAndWait(process.env.DEVTOOLS, { workspaceId: profile }); // installs what stands in for Chromium there
+  const told = await mags.browser({ name: profile, rootfsType: 'standard', timeout: 60_000 });
+  t.after(() => mags.stop(told.requestId));
+  const { host } = new URL(told.cdpHttpUrl);
+  assert.strictEqual(told.cdpUrl, `ws://${host}`);
+  assert.strictEqual(told.wsEndpoint, `ws://${host}/devtools/browser/7`);
+  assert.deepStrictEqual(await mags.browser({ name: profile, rootfsType: 'standard' }), told);
+  await assert.rejects(mags.browser({ rootfsType: 'standard' }), /there is no chromium in this image/);
+});

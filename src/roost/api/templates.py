@@ -128,7 +128,7 @@ async def create(request: Caller, plane: Plane, data: NewTemplate) -> TemplateRe
         definition=definition,
         comment=_comment(data.comment),
         created_ns=now,
-        created_by=request.user.id,
+        created_by=request.user.user_name or request.user.name,
     )
     template = Template(id=id, account_id=request.user.id, created_ns=now, latest=first)
     saved_jobs.order_for(plane, runnable(template, first), {})  # refuses what could not be run
@@ -238,7 +238,7 @@ async def _add(
         definition=definition,
         comment=_comment(comment),
         created_ns=now_ns(),
-        created_by=request.user.id,
+        created_by=request.user.user_name or request.user.name,
     )
     order = saved_jobs.order_for(plane, runnable(template, new), {})
     async with plane.scheduler.defining:
@@ -305,7 +305,7 @@ def _revision(revision: Revision) -> TemplateRevision:
         memory_mb=definition.memory_mb,
         environment=definition.environment,
         created_at=rfc3339(revision.created_ns),
-        created_by=str(revision.created_by),
+        created_by=revision.created_by,
         comment=revision.comment,
         **told,
     )

@@ -439,7 +439,7 @@ template_revisions = Table(  # never changed
     Column("work", LargeBinary, nullable=False),  # the definition, sealed
     Column("comment", String),
     Column("created_ns", BigInteger, nullable=False),
-    Column("created_by", Integer, nullable=False),  # an account
+    Column("created_by", String, nullable=False),  # the user's name, or else the account's
 )
 
 template_runs = Table(

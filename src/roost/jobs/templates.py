@@ -28,7 +28,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     definition: Definition
     comment: str | None
     created_ns: int
-    created_by: int  # an account
+    created_by: str  # the name of a user, or else of the account
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ def upgrade() -> None:
         sa.Column("work", sa.LargeBinary, nullable=False),
         sa.Column("comment", sa.String),
         sa.Column("created_ns", sa.BigInteger, nullable=False),
-        sa.Column("created_by", sa.Integer, nullable=False),
+        sa.Column("created_by", sa.String, nullable=False),
     )
     op.create_table(
         "template_runs",
