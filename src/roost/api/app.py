@@ -22,6 +22,7 @@ from roost.api import (
     errors,
     exec_stream,
     execs,
+    handouts,
     images,
     login,
     login_pages,
@@ -30,8 +31,10 @@ from roost.api import (
     metrics,
     proxy_targets,
     saved_jobs,
+    schedules,
     sleep,
     ssh_keys,
+    templates,
     tokens,
     uploads,
     usage,
@@ -122,6 +125,21 @@ ROUTES = [
     webhooks.send_test,  #  POST   /webhooks/{id}/test
     webhooks.list_deliveries,  # GET /webhooks/{id}/deliveries
     webhooks.send_again,  # POST   /webhooks/{id}/deliveries/{message_id}/redeliver
+    templates.create,  #    POST   /job-templates
+    templates.list_templates,  # GET /job-templates
+    templates.show,  #      GET    /job-templates/{id}
+    templates.change,  #    PUT    /job-templates/{id}
+    templates.remove,  #    DELETE /job-templates/{id}
+    templates.run,  #       POST   /job-templates/{id}/run
+    templates.list_revisions,  # GET /job-templates/{id}/revisions
+    templates.show_revision,  #  GET /job-templates/{id}/revisions/{number}
+    templates.restore,  #   POST   /job-templates/{id}/revisions/{number}/restore
+    schedules.create,  #    POST   /schedules
+    schedules.list_schedules,  # GET /schedules
+    schedules.show,  #      GET    /schedules/{id}
+    schedules.change,  #    PUT    /schedules/{id}; PATCH, too
+    schedules.remove,  #    DELETE /schedules/{id}
+    schedules.list_runs,  # GET    /schedules/{id}/runs
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build
@@ -154,6 +172,8 @@ ROUTES = [
     members.change_member,  # PATCH /members/{user}
     members.remove_member,  # DELETE /members/{user}
 ]
+# texts, open to everybody: /llms.txt, /docs/{name}, /mags.md, /mags.sh
+HANDOUTS = [handouts.llms, handouts.guide, handouts.skill, handouts.shell]
 
 SCHEMES = {
     "token": SecurityScheme(type="http", scheme="bearer"),
@@ -173,7 +193,7 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     pages += [login_pages.device_page, login_pages.decide_device]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
     app = Litestar(
-        route_handlers=[api, newer, scraped, *pages, about.openapi, about.docs],
+        route_handlers=[api, newer, scraped, *pages, about.openapi, about.docs, *HANDOUTS],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
         exception_handlers={
             RoostError: errors.condition,
