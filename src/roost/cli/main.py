@@ -58,7 +58,7 @@ GROUPS = {
     "Files": ("workspace", "sync", "image"),
     "Machines": ("vm",),
     "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
-    "Roost": ("up", "doctor", "pool", "mcp", "completion"),
+    "Roost": ("up", "doctor", "pool", "mcp", "skill", "completion"),
 }
 SERVER = """\
 Commands that ask a server take --api-url URL and --token TOKEN, or --state DIR for an instance on this machine; without
