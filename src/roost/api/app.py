@@ -11,7 +11,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components, Reference, SecurityScheme
 
 from roost import __version__
 from roost.api import (
@@ -175,7 +175,7 @@ ROUTES = [
 # texts, open to everybody: /llms.txt, /docs/{name}, /mags.md, /mags.sh
 HANDOUTS = [handouts.llms, handouts.guide, handouts.skill, handouts.shell]
 
-SCHEMES = {
+SCHEMES: dict[str, SecurityScheme | Reference] = {
     "token": SecurityScheme(type="http", scheme="bearer"),
     "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
 }
