@@ -11,7 +11,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components, Reference, SecurityScheme
 
 from roost import __version__
 from roost.api import (
@@ -155,7 +155,7 @@ ROUTES = [
     members.remove_member,  # DELETE /members/{user}
 ]
 
-SCHEMES = {
+SCHEMES: dict[str, SecurityScheme | Reference] = {
     "token": SecurityScheme(type="http", scheme="bearer"),
     "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
 }
