@@ -54,7 +54,9 @@ test('a sandbox that stays is entered, has a URL and an alias, and is stopped', 
   const late = await mags.exec(name, 'sleep 30', { timeout: 100 });
   assert.strictEqual(late.timedOut, true);
   await mags.exec(name, 'mkdir -p /srv/www && echo by node > /srv/www/index.html');
-  await mags.exec(name, 'cd /srv/www && setsid python3 -m http.server 8080 >/dev/null 2>&1 </dev/null & sleep 0');
+  const serve = 'cd /srv/www && setsid python3 -m http.server 8080 >/dev/null 2>&1 </dev/null &';
+  const listens = 'until curl -fs http://127.0.0.1:8080/ >/dev/null; do sleep 0.1; done'; // or exec would end it
+  assert.strictEqual((await mags.exec(name, `${serve} ${listens}`)).exitCode, 0);
   const { url } = await mags.url(name, 8080);
   assert.deepStrictEqual(await served(url), { status: 200, text: 'by node\n' });
   const alias = await mags.urlAliasCreate(name, name);
