@@ -30,8 +30,10 @@ from roost.api import (
     metrics,
     proxy_targets,
     saved_jobs,
+    schedules,
     sleep,
     ssh_keys,
+    templates,
     tokens,
     uploads,
     usage,
@@ -122,6 +124,21 @@ ROUTES = [
     webhooks.send_test,  #  POST   /webhooks/{id}/test
     webhooks.list_deliveries,  # GET /webhooks/{id}/deliveries
     webhooks.send_again,  # POST   /webhooks/{id}/deliveries/{message_id}/redeliver
+    templates.create,  #    POST   /job-templates
+    templates.list_templates,  # GET /job-templates
+    templates.show,  #      GET    /job-templates/{id}
+    templates.change,  #    PUT    /job-templates/{id}
+    templates.remove,  #    DELETE /job-templates/{id}
+    templates.run,  #       POST   /job-templates/{id}/run
+    templates.list_revisions,  # GET /job-templates/{id}/revisions
+    templates.show_revision,  #  GET /job-templates/{id}/revisions/{number}
+    templates.restore,  #   POST   /job-templates/{id}/revisions/{number}/restore
+    schedules.create,  #    POST   /schedules
+    schedules.list_schedules,  # GET /schedules
+    schedules.show,  #      GET    /schedules/{id}
+    schedules.change,  #    PUT    /schedules/{id}; PATCH, too
+    schedules.remove,  #    DELETE /schedules/{id}
+    schedules.list_runs,  # GET    /schedules/{id}/runs
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build
