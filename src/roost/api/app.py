@@ -30,6 +30,7 @@ from roost.api import (
     members,
     metrics,
     proxy_targets,
+    quotas,
     saved_jobs,
     schedules,
     sleep,
@@ -116,6 +117,9 @@ ROUTES = [
     cron.change,  #         PATCH  /mags-cron/{id}
     cron.remove,  #         DELETE /mags-cron/{id}
     cron.list_runs,  #      GET    /mags-cron/{id}/runs
+    quotas.show_own,  #     GET    /quotas
+    quotas.show,  #         GET    /accounts/{id}/quotas
+    quotas.change,  #       PUT    /accounts/{id}/quotas
     webhooks.create,  #     POST   /webhooks
     webhooks.list_webhooks,  # GET /webhooks
     webhooks.show,  #       GET    /webhooks/{id}

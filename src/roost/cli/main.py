@@ -39,6 +39,7 @@ COMMANDS = {
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "quota": ("quotas", "quota", "Show and set what accounts may use at a time."),
     "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
     "token": ("tokens", "token", "Make, list and revoke API tokens."),
     "user": ("users", "user", "Add, list and disable users; set passwords."),
