@@ -11,6 +11,7 @@ from roost.db.database import Database
 from roost.db.secret import Secret
 from roost.gateways.routes import Routes
 from roost.jobs.live import LiveJobs
+from roost.jobs.microvms import MicroVMs
 from roost.jobs.scheduler import Scheduler
 from roost.outward import Allowed
 from roost.sandboxes.images import Images
@@ -39,6 +40,7 @@ class ControlPlane:
     scheduler: Scheduler
     outward: Allowed  # where users may have Roost itself connect to
     webhooks: Deliverer
+    microvms: MicroVMs
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter
