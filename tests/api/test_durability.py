@@ -158,9 +158,9 @@ def test_the_head_that_files_name_is_alembics() -> None:
 
 
 def test_a_job_that_cannot_be_stored_is_not_accepted_and_service_goes_on(state: Path) -> None:
-    served = serving(state, file_size=400_000)  # bytes in any file, as if the disk were full
+    served = serving(state, file_size=700_000)  # bytes in any file, as if the disk were full
     with served.client() as client:
-        answer = client.post(JOBS, json={"script": "#" * 600_000})
+        answer = client.post(JOBS, json={"script": "#" * 900_000})
         assert answer.status_code == 503, answer.text
         assert "cannot be written" in answer.json()["error"]
         assert client.post(JOBS, json={"script": "echo kept"}).status_code == 202

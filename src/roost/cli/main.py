@@ -40,6 +40,7 @@ COMMANDS = {
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
     "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
+    "vm": ("microvms", "vm", "Machines that stay: log in as ubuntu, become root by sudo."),
     "token": ("tokens", "token", "Make, list and revoke API tokens."),
     "user": ("users", "user", "Add, list and disable users; set passwords."),
     "team": ("teams", "team", "Share an account with others."),

@@ -75,12 +75,23 @@ static int transfer(int fd, void *data, size_t length, int out) {
 
 /* ---- becoming somebody ---- */
 
+/* A copy, which the next look-up leaves alone. */
+static const struct passwd *user_named(const char *name) {
+    static struct passwd user;
+    const struct passwd *found = getpwnam(name);
+    if (!found) return NULL;
+    user = *found;
+    if (!(user.pw_name = strdup(user.pw_name)) || !(user.pw_dir = strdup(user.pw_dir))) quit("memory");
+    if (!(user.pw_shell = strdup(user.pw_shell ? user.pw_shell : ""))) quit("memory");
+    return &user;
+}
+
 static void become(const struct passwd *user) {
     if (initgroups(user->pw_name, user->pw_gid) || setgid(user->pw_gid) || setuid(user->pw_uid)) quit(user->pw_name);
 }
 
 static const char *shell_of(const struct passwd *user) {
-    return user->pw_shell && *user->pw_shell && !access(user->pw_shell, X_OK) ? user->pw_shell : "/bin/sh";
+    return *user->pw_shell && !access(user->pw_shell, X_OK) ? user->pw_shell : "/bin/sh";
 }
 
 static void name_user(const struct passwd *user) {
@@ -106,7 +117,7 @@ static int login(int count, char **words) {
         if (tries == READY_WITHIN * 100) { complain("this microVM has not been set up; its log says why"); return 255; }
         nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
     }
-    const struct passwd *user = getpwnam(words[0]);
+    const struct passwd *user = user_named(words[0]);
     if (!user) { complain("there is no user %s in /etc/passwd any more", words[0]); return 255; }
     if (isatty(0) && fchown(0, user->pw_uid, -1)) {} /* so that it can open /dev/pts/N anew */
     become(user);
@@ -180,7 +191,7 @@ static char *joined(char **words) {
 }
 
 static _Noreturn void execute(const char *name, uid_t caller, gid_t group, uint32_t flags, char **words, char **given) {
-    const struct passwd *target = getpwnam(name);
+    const struct passwd *target = user_named(name);
     if (!target) { complain("unknown user %s", name); _exit(NOT_RUN); }
     char **command = words;
     while (*command && strchr(*command, '=') && **command != '=') command++;
@@ -325,16 +336,23 @@ static _Noreturn void misused(const char *word) {
     exit(NOT_RUN);
 }
 
-/* Letters may stand together: -nE. Those about passwords mean nothing, since none is asked for. */
-static int letters(struct wish *wish, const char *word) {
-    for (const char *letter = word + 1; *letter; letter++) {
+/* Letters may stand together: -nEu USER. Those about passwords mean nothing, since none is asked for. The last word. */
+static char **letters(struct wish *wish, char **word) {
+    for (const char *letter = *word + 1; *letter; letter++) {
+        if (strchr("uDp", *letter)) {
+            const char *value = letter[1] ? letter + 1 : *++word;
+            if (!value) misused(word[-1]);
+            if (*letter == 'u') wish->user = value;
+            if (*letter == 'D') wish->directory = value;
+            return word;
+        }
         if (*letter == 'E') wish->flags |= PRESERVE;
         else if (*letter == 'i') wish->flags |= LOGIN;
         else if (*letter == 's') wish->flags |= SHELL;
         else if (strchr("kKv", *letter)) wish->nothing = 1;
-        else if (!strchr("nHSAPB", *letter)) return -1;
+        else if (!strchr("nHSAPB", *letter)) misused(*word);
     }
-    return 0;
+    return word;
 }
 
 static void understand(struct wish *wish, char **word) {
@@ -343,17 +361,17 @@ static void understand(struct wish *wish, char **word) {
         if (is(*word, "-h", "--help")) { fputs(USAGE, stdout); exit(0); }
         if (is(*word, "-V", "--version")) { puts("Sudo of Roost"); exit(0); }
         if (is(*word, "-l", "--list")) { puts("    (ALL) NOPASSWD: ALL"); exit(0); }
-        if (is(*word, "-u", "--user") && word[1]) wish->user = *++word;
+        if (is(*word, NULL, "--user") && word[1]) wish->user = *++word;
         else if (!strncmp(*word, "--user=", 7)) wish->user = *word + 7;
-        else if (is(*word, "-D", "--chdir") && word[1]) wish->directory = *++word;
-        else if (is(*word, "-p", "--prompt") && word[1]) word++;
+        else if (is(*word, NULL, "--chdir") && word[1]) wish->directory = *++word;
+        else if (is(*word, NULL, "--prompt") && word[1]) word++;
         else if (!strncmp(*word, "--preserve-env", 14)) wish->flags |= PRESERVE;
         else if (is(*word, NULL, "--login")) wish->flags |= LOGIN;
         else if (is(*word, NULL, "--shell")) wish->flags |= SHELL;
         else if (is(*word, NULL, "--validate") || is(*word, NULL, "--reset-timestamp")) wish->nothing = 1;
         else if (is(*word, NULL, "--non-interactive") || is(*word, NULL, "--set-home") || is(*word, NULL, "--stdin")) {}
-        else if ((*word)[1] == 'u' && (*word)[2]) wish->user = *word + 2;
-        else if ((*word)[1] == '-' || letters(wish, *word)) misused(*word);
+        else if ((*word)[1] == '-') misused(*word);
+        else word = letters(wish, word);
     }
     wish->words = word;
     if (*word || wish->flags & (LOGIN | SHELL)) wish->nothing = 0;
