@@ -88,7 +88,7 @@ def test_sudo_makes_root_without_a_password(client: SshClient) -> None:
     )
     assert done.stdout.decode().split() == ["0", "ubuntu", "/root", "x"], done.stderr
     kept = client.ssh(
-        "cd /tmp; A=1 sudo -E sh -c 'echo $A $HOME $SUDO_USER $PWD'; A=1 sudo sh -c 'echo -$A-'; sudo B=2 env | grep ^B="
+        "cd /tmp; A=1 sudo -E sh -c 'echo $A $HOME $SUDO_USER $PWD'; A=1 sudo sh -c 'echo -$A-'; sudo B=2 env | grep ^B"
     )
     assert kept.stdout.decode().split() == ["1", "/root", "ubuntu", "/tmp", "--", "B=2"]
     assert client.ssh("sudo grep NoNewPrivs /proc/self/status").stdout.split() == [b"NoNewPrivs:", b"1"]
