@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost import instance, linux, view
+from roost import handouts, instance, linux, view
 from roost.errors import Conflict, Invalid, NoCapacity, SetupMissing
 from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
@@ -169,6 +169,7 @@ def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, sock
 
 
 REPEATED = {
+    "default_quotas": "--default-quota",
     "domains": "--domain",
     "oidc_domains": "--oidc-domain",
     "oidc_emails": "--oidc-email",
@@ -257,7 +258,9 @@ async def _supervise(
         loop.add_signal_handler(number, _on_signal, stop, hasten)
 
     shallow = [claimed.runtime_dir, *certificate_places(settings.serving)]
-    seen = view.view_of(view.interpreter_paths(), writable=[settings.state / "serve"], shallow=shallow)
+    seen = view.view_of(
+        [*view.interpreter_paths(), handouts.GUIDES], writable=[settings.state / "serve"], shallow=shallow
+    )
     for_node = node_command(settings, claimed)
     for_serve, address = serve_command(settings, claimed, doors), _address(doors["listen"])
     node = Program("node", lambda: _launch_node(for_node))

@@ -137,7 +137,7 @@ NOW = int(time.time())
         {"sub": None},
         {"sub": ""},
     ],
-    ids=str,
+    ids="-".join,
 )
 async def test_an_id_token_that_is_not_for_this_login_is_refused(
     api: Api, provider: OidcProvider, claims: dict[str, Any]

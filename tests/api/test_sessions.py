@@ -19,6 +19,7 @@ from tests.api.people import PASSWORD, a_browser, a_user, log_in, somebody
 from tests.workspaces.conftest import JOBS, Api
 
 SCRIPT = {"script": "x", "type": "inline"}
+HOST = "roost.example.com"
 
 
 async def test_a_login_sets_a_cookie_that_every_endpoint_accepts(api: Api) -> None:
@@ -228,6 +229,22 @@ def test_no_secret_is_in_the_events(served: Served) -> None:
     written = served.events.read_text()
     files = b"".join(path.read_bytes() for path in (served.events.parent / "serve").iterdir() if path.is_file())
     assert not [secret for secret in secrets if secret in written or secret.encode() in files]
+
+
+def test_a_proxy_on_this_machine_tells_who_came_and_how(shared: httpx.Client) -> None:
+    body = {"user": "nobody", "password": "x"}
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.7"}
+    with httpx.Client(base_url=shared.base_url) as browser:
+        assert shared.post("/api/v1/users", json={"name": "eva", "password": PASSWORD}).status_code == 201
+        right = {"user": "eva", "password": PASSWORD}
+        answer = browser.post(
+            "/api/v1/login", json=right, headers=forwarded | {"Origin": f"https://{HOST}", "Host": HOST}
+        )
+        assert answer.headers["set-cookie"].startswith("__Host-roost_session=")
+        device = browser.post("/api/v1/device/code", json={}, headers=forwarded | {"Host": HOST}).json()
+        assert device["verification_uri"] == f"https://{HOST}/device"
+        statuses = {browser.post("/api/v1/login", json=body, headers=forwarded).status_code for _ in range(OF_NAME + 1)}
+        assert statuses == {401, 429}
 
 
 # ---- WebSockets

@@ -22,17 +22,11 @@ def test_the_version_is_told() -> None:
     assert roost("--version").stdout == f"roost, version {__version__}\n"
 
 
-@pytest.mark.parametrize("command", list(COMMANDS))
-def test_every_command_explains_itself(command: str) -> None:
+@pytest.mark.parametrize("command", [name for name, (_, _, line) in COMMANDS.items() if not line])
+def test_a_command_that_is_not_for_people_explains_itself_too(command: str) -> None:
     shown = roost(command, "--help")
     assert shown.returncode == 0
     assert "Usage:" in shown.stdout
-
-
-def test_commands_for_people_are_listed() -> None:
-    shown = roost("--help").stdout
-    for command, (_, _, line) in COMMANDS.items():
-        assert (line is None) or (f"  {command} " in shown)
 
 
 def test_an_unreachable_server_ends_with_one_line_and_a_cure() -> None:

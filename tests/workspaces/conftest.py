@@ -14,6 +14,7 @@ from sqlalchemy import insert
 
 from roost.accounts.identity import identity_of
 from roost.accounts.passwords import Passwords
+from roost.accounts.quotas import Quotas
 from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
@@ -57,8 +58,9 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)
         settings, key = ServeSettings(directory, directory / "node.sock", **options), secret.load(directory / "key")
+        quotas = Quotas(database)
         async with (
-            LiveJobs(database, key, node, placement) as live,  # type: ignore[arg-type]
+            LiveJobs(database, key, node, placement, quotas=quotas) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
             Scheduler(database, key, live, node) as scheduler,  # type: ignore[arg-type]
             Deliverer(database, key, allowed(["127.0.0.1"])) as webhooks,
@@ -70,7 +72,7 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
             identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler, webhooks.may, webhooks, microvms,
+                key, scheduler, webhooks.may, webhooks, microvms, quotas,
             )  # fmt: skip
             app = build(plane)
             await until(lambda: live.link.is_up)

@@ -11,7 +11,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components, Reference, SecurityScheme
 
 from roost import __version__
 from roost.api import (
@@ -22,6 +22,7 @@ from roost.api import (
     errors,
     exec_stream,
     execs,
+    handouts,
     images,
     login,
     login_pages,
@@ -30,9 +31,12 @@ from roost.api import (
     metrics,
     microvms,
     proxy_targets,
+    quotas,
     saved_jobs,
+    schedules,
     sleep,
     ssh_keys,
+    templates,
     tokens,
     uploads,
     usage,
@@ -42,7 +46,7 @@ from roost.api import (
     workspaces,
 )
 from roost.api.bodies import MAX_BODY
-from roost.api.guard import require_scope
+from roost.api.guard import COOKIE, require_scope
 from roost.api.plane import ControlPlane
 from roost.api.timing import Durations
 from roost.errors import RoostError
@@ -123,6 +127,9 @@ ROUTES = [
     cron.change,  #         PATCH  /mags-cron/{id}
     cron.remove,  #         DELETE /mags-cron/{id}
     cron.list_runs,  #      GET    /mags-cron/{id}/runs
+    quotas.show_own,  #     GET    /quotas
+    quotas.show,  #         GET    /accounts/{id}/quotas
+    quotas.change,  #       PUT    /accounts/{id}/quotas
     webhooks.create,  #     POST   /webhooks
     webhooks.list_webhooks,  # GET /webhooks
     webhooks.show,  #       GET    /webhooks/{id}
@@ -132,6 +139,21 @@ ROUTES = [
     webhooks.send_test,  #  POST   /webhooks/{id}/test
     webhooks.list_deliveries,  # GET /webhooks/{id}/deliveries
     webhooks.send_again,  # POST   /webhooks/{id}/deliveries/{message_id}/redeliver
+    templates.create,  #    POST   /job-templates
+    templates.list_templates,  # GET /job-templates
+    templates.show,  #      GET    /job-templates/{id}
+    templates.change,  #    PUT    /job-templates/{id}
+    templates.remove,  #    DELETE /job-templates/{id}
+    templates.run,  #       POST   /job-templates/{id}/run
+    templates.list_revisions,  # GET /job-templates/{id}/revisions
+    templates.show_revision,  #  GET /job-templates/{id}/revisions/{number}
+    templates.restore,  #   POST   /job-templates/{id}/revisions/{number}/restore
+    schedules.create,  #    POST   /schedules
+    schedules.list_schedules,  # GET /schedules
+    schedules.show,  #      GET    /schedules/{id}
+    schedules.change,  #    PUT    /schedules/{id}; PATCH, too
+    schedules.remove,  #    DELETE /schedules/{id}
+    schedules.list_runs,  # GET    /schedules/{id}/runs
     images.list_images,  #  GET    /images
     images.pull,  #         POST   /images/{name}/pull
     images.build,  #        POST   /images/{name}/build
@@ -164,6 +186,13 @@ ROUTES = [
     members.change_member,  # PATCH /members/{user}
     members.remove_member,  # DELETE /members/{user}
 ]
+# texts, open to everybody: /llms.txt, /docs/{name}, /mags.md, /mags.sh
+HANDOUTS = [handouts.llms, handouts.guide, handouts.skill, handouts.shell]
+
+SCHEMES: dict[str, SecurityScheme | Reference] = {
+    "token": SecurityScheme(type="http", scheme="bearer"),
+    "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
+}
 
 
 def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
@@ -178,7 +207,7 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     pages += [login_pages.device_page, login_pages.decide_device]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
     app = Litestar(
-        route_handlers=[api, newer, scraped, *pages, about.openapi, about.docs],
+        route_handlers=[api, newer, scraped, *pages, about.openapi, about.docs, *HANDOUTS],
         dependencies={"plane": Provide(the_plane, sync_to_thread=False)},
         exception_handlers={
             RoostError: errors.condition,
@@ -194,8 +223,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
             "browser's session.",
             path="/schema",
             render_plugins=[JsonRenderPlugin()],
-            components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
-            security=[{"token": []}],
+            components=Components(security_schemes=SCHEMES),
+            security=[{"token": []}, {"session": []}],
         ),
     )
     app.state.plane = plane

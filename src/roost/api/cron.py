@@ -131,7 +131,7 @@ async def create(request: Caller, plane: Plane, data: NewCron) -> CronJob:
         raise Invalid("name: missing; give the cron job a name")
     if not data.cron_expression:
         raise Invalid(f"cron_expression: missing; give {times.HOW}")
-    order = _checked(order_of(_submission(data), plane.placement.machine))
+    order = checked(order_of(_submission(data), plane.placement.machine))
     await plane.images.require(order.image)
     now_ns, id, zone = plane.scheduler.clock.now_ns(), ids.cron_id(), data.timezone or "UTC"
     times.check(data.cron_expression, zone, now_ns)
@@ -165,7 +165,7 @@ async def show(request: Caller, plane: Plane, id: CronId) -> CronJob:
 async def change(request: Caller, plane: Plane, id: CronId, data: CronChange) -> CronJob:
     cron = await rows.find(plane.database, request.user.id, id)
     old = rows.order_of(plane.secret, cron)
-    order = _checked(order_of(_changed(_as_submitted(cron, old), data), plane.placement.machine))
+    order = checked(order_of(_changed(_as_submitted(cron, old), data), plane.placement.machine))
     if order.image != old.image:
         await plane.images.require(order.image)
     now_ns = plane.scheduler.clock.now_ns()
@@ -200,7 +200,7 @@ async def list_runs(
     request: Caller, plane: Plane, id: CronId, limit: Annotated[int, Parameter(ge=1, le=rows.KEPT_RUNS)] = 100
 ) -> Runs:
     cron = await rows.find(plane.database, request.user.id, id)
-    return Runs([_run(one) for one in await rows.history(plane.database, cron, limit)])
+    return Runs([run_of(one) for one in await rows.history(plane.database, cron, limit)])
 
 
 _CHANGEABLE = ("name", "expression", "timezone", "workspace", "persistent", "work", "enabled", "missed", "overlap")
@@ -243,7 +243,7 @@ def _changed(submission: Submission, data: CronChange) -> Submission:
     return msgspec.structs.replace(submission, **(anew | told))
 
 
-def _checked(order: Order) -> Order:
+def checked(order: Order) -> Order:
     """Raises TooLarge, Invalid."""
     if len(order.work.script) > MAX_SCRIPT:
         raise TooLarge(f"script: {len(order.work.script)} bytes; at most {MAX_SCRIPT}: keep the rest in its workspace")
@@ -286,7 +286,7 @@ def _record(plane: Plane, listed: Listed) -> CronJob:
     )
 
 
-def _run(run: CronRun) -> Run:
+def run_of(run: CronRun) -> Run:
     return Run(
         scheduled_at=rfc3339(run.scheduled_ns),
         status=run.status,

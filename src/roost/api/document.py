@@ -82,4 +82,4 @@ def _complete(call: dict[str, Any], opt: dict[str, Any]) -> None:
     if kind := opt.get("body"):
         call["requestBody"] = {"required": True, "content": {kind: {"schema": BODIES[kind]}}}
     if opt.get("open"):
-        call["security"] = [{}, {"token": []}]
+        call["security"] = [{}, {"token": []}, {"session": []}]

@@ -42,6 +42,7 @@ PROTOCOL = "roost.exec"
 TOKEN = "roost.token."  # noqa: S105 - what precedes a token in the list of subprotocols
 MAX_AHEAD = 1024 * 1024  # bytes of input that the process has not taken
 MAX_ORDERS = 256
+RECHECKED = 10.0  # seconds: how long a stream may outlive what let its client in
 HEAD = struct.Struct(">BQ")
 POSITION = struct.Struct(">Q")
 SOURCES = {"system": 0, "stdout": 1, "stderr": 2}
@@ -90,30 +91,39 @@ async def stream(socket: WebSocket[Any, Any, State], id: str, exec_id: str) -> N
         return
     await send({"type": "websocket.accept", "subprotocol": _chosen(socket), "headers": []})
     async with contextlib.aclosing(output):
-        await ExecStream(plane, job, state, receive, send).hold(output)
+        await ExecStream(plane, job, state, receive, send, lambda: _still_allowed(socket, account)).hold(output)
 
 
 class ExecStream:
     """One accepted connection."""
 
-    def __init__(self, plane: ControlPlane, job: Job, state: ProcessState, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        plane: ControlPlane,
+        job: Job,
+        state: ProcessState,
+        receive: Receive,
+        send: Send,
+        allowed: Callable[[], Awaitable[None]],
+    ) -> None:
         self._job, self._number, self._state = job, state.id, state
         self._execs = execs_of(plane)
         self._plane = plane
-        self._receive, self._send = receive, send
+        self._receive, self._send, self._allowed = receive, send, allowed
         self._input: deque[tuple[int, bytes] | None] = deque()  # each with its position; None: the end
         self._ahead = 0
         self._came = asyncio.Event()
         self._orders: asyncio.Queue[ChangeProcess] = asyncio.Queue(MAX_ORDERS)
 
     async def hold(self, output: Any) -> None:
-        """Until the exec's end is told or the client has gone."""
+        """Until the exec's end is told, the client has gone or may not be here any more."""
         telling, reading = asyncio.create_task(self._tell(output)), asyncio.create_task(self._read())
         obeying, feeding = asyncio.create_task(self._obey()), asyncio.create_task(self._feed())
+        watching = asyncio.create_task(self._watch())
         code, reason = NORMAL, ""
         try:
-            await asyncio.wait({telling, reading}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (reading, telling):
+            await asyncio.wait({telling, reading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (reading, telling, watching):
                 if task.done():
                     task.result()
         except Left:
@@ -124,9 +134,9 @@ class ExecStream:
             log.error("stream.fault", exec=self._number, exc_info=error)
             code, reason = FAULT, INTERNAL
         finally:
-            for task in (telling, reading, obeying, feeding):
+            for task in (telling, reading, obeying, feeding, watching):
                 task.cancel()
-            await asyncio.gather(telling, reading, obeying, feeding, return_exceptions=True)
+            await asyncio.gather(telling, reading, obeying, feeding, watching, return_exceptions=True)
         with contextlib.suppress(Exception):  # it may have gone meanwhile
             reason = reason.encode()[:120].decode("utf-8", "ignore")
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
@@ -187,6 +197,11 @@ class ExecStream:
             order = await self._orders.get()
             await self._reported(lambda order=order: self._change(order))
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(RECHECKED)
+            await self._allowed()
+
     async def _feed(self) -> None:
         while True:
             self._came.clear()
@@ -230,6 +245,12 @@ async def _account(socket: WebSocket[Any, Any, State]) -> Account:
     account = await guard.caller(socket, authorization)
     guard.require(account, "run")
     return account
+
+
+async def _still_allowed(socket: WebSocket[Any, Any, State], begun_by: Account) -> None:
+    """Raises what a new connection would be refused with."""
+    if (await _account(socket)).id != begun_by.id:
+        raise Unauthenticated("this connection began in another account; connect again")
 
 
 def _offered(socket: WebSocket[Any, Any, State]) -> list[str]:

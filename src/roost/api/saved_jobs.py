@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from roost import ids
 from roost.accounts.tokens import Account
-from roost.api import job_runs, output
+from roost.api import cron, job_runs, output
 from roost.api.access import port_of
 from roost.api.bodies import JsonBody
 from roost.api.job_runs import JobRun, RunStatus, VmInfo
@@ -31,8 +31,10 @@ from roost.errors import Invalid, NotFound, Refused
 from roost.gateways import openings
 from roost.jobs import job as jobs
 from roost.jobs import saved as rows
+from roost.jobs import schedules, templates
 from roost.jobs.job import Job, Order
 from roost.jobs.saved import Definition, Kind, SavedJob
+from roost.jobs.schedules import Wanted
 from roost.sandboxes.pulls import image_of
 
 Caller = Request[Account, str, State]
@@ -154,7 +156,7 @@ class SshResult(msgspec.Struct, frozen=True, kw_only=True):
 @post("/jobs", status_code=202, dto=JsonBody, return_dto=None, summary="Save a job and run it")
 async def create(request: Caller, plane: Plane, data: NewJob) -> BegunRun:
     id = ids.request_id()
-    definition = await _definition(plane, data, id)
+    definition = await definition_of(plane, data, id)
     now = now_ns()
     saved = SavedJob(
         id=id,
@@ -174,14 +176,17 @@ async def list_jobs(
     plane: Plane,
     page: Annotated[int, Parameter(ge=1, le=MAX_PAGE)] = 1,
     page_size: Annotated[int, Parameter(ge=1, le=100)] = 20,
+    template_id: Annotated[str | None, Parameter(description="List the runs of this template instead")] = None,
 ) -> SavedJobPage:
+    if template_id is not None:
+        return await _runs_of(request, plane, template_id, page, page_size)
     found = await rows.newest(plane.database, plane.secret, request.user.id, page, page_size)
-    return SavedJobPage([_record(one) for one in found.jobs], found.total, page, page_size)
+    return SavedJobPage([record_of(one) for one in found.jobs], found.total, page, page_size)
 
 
 @get("/jobs/{id:str}", summary="Show a saved job")
 async def show(request: Caller, plane: Plane, id: JobId) -> SavedJobRecord:
-    return _record(await rows.find(plane.database, plane.secret, request.user.id, id))
+    return record_of(await rows.find(plane.database, plane.secret, request.user.id, id))
 
 
 @put("/jobs/{id:str}", dto=JsonBody, return_dto=None, summary="Change a saved job")
@@ -189,13 +194,18 @@ async def change(request: Caller, plane: Plane, id: JobId, data: JobChange) -> S
     saved = await rows.find(plane.database, plane.secret, request.user.id, id)
     given = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
     name = given.pop("name", saved.name)
-    _check_texts(data.description, saved.definition.kind, data.docker_image or saved.definition.docker_image)
+    check_texts(data.description, saved.definition.kind, data.docker_image or saved.definition.docker_image)
     changed = msgspec.structs.replace(
         saved, name=name, definition=msgspec.structs.replace(saved.definition, **given), updated_ns=now_ns()
     )
-    _order(plane, changed, {})  # refuses what could not be run
-    await rows.change(plane.database, plane.secret, changed)
-    return _record(changed)
+    order = order_for(plane, changed, {})  # refuses what could not be run
+    async with plane.scheduler.defining:
+        wanted = Wanted(saved.id, order, saved.definition.ip_lease, None)
+        followed = await schedules.follow(plane.database, plane.secret, saved.account_id, wanted)
+        if followed:
+            cron.checked(order)
+        await rows.change(plane.database, plane.secret, changed, *followed)
+    return record_of(changed)
 
 
 @delete(
@@ -208,7 +218,8 @@ async def remove(request: Caller, plane: Plane, id: JobId) -> Stopped:
     saved = await rows.find(plane.database, plane.secret, request.user.id, id)
     for request_id in await rows.unended(plane.database, saved):
         await plane.live.stop(await jobs.find(plane.database, request.user.id, request_id), STOP_WITHIN)
-    await rows.remove(plane.database, saved)
+    async with plane.scheduler.defining:
+        await rows.remove(plane.database, saved, schedules.removed_with(saved.id))
     return Stopped(True, f"Job {saved.name!r} deleted")
 
 
@@ -299,9 +310,28 @@ async def details(request: Caller, plane: Plane, id: JobId) -> Details:
         saved = await rows.find(plane.database, plane.secret, request.user.id, id)
         listed = await rows.runs(plane.database, saved, MAX_RUNS)
         each = [await _run(request, plane, one) for one in listed]
-        told["job"] = _record(saved)
+        told["job"] = record_of(saved)
         told["runs"] = [job_runs.run_view(one, await rows.run_of(plane.database, one)) for one in each]
     return Details(request_id=job.request_id, status=view.status, run=view, workspace_id=job.workspace, **told)
+
+
+async def _runs_of(request: Caller, plane: ControlPlane, template_id: str, page: int, page_size: int) -> SavedJobPage:
+    """Each as the job that it was begun as."""
+    template = await templates.find(plane.database, plane.secret, request.user.id, template_id)
+    found = await templates.runs(plane.database, template, page, page_size)
+    each = {one.number: one for one in await templates.revisions(plane.database, plane.secret, template)}
+    told = [
+        SavedJob(
+            id=job.request_id,
+            account_id=job.account_id,
+            name=job.name,
+            definition=each[number].definition,
+            created_ns=job.created_ns,
+            updated_ns=job.ended_ns or job.created_ns,
+        )
+        for job, number in found.runs
+    ]
+    return SavedJobPage([record_of(one) for one in told], found.total, page, page_size)
 
 
 # ---- running -----------------------------------------------------------------------------------------------
@@ -318,7 +348,7 @@ async def begin(
 
     Raises Invalid, NotFound (an upload), Conflict (its workspace is in use).
     """
-    order = _order(plane, saved, environment)
+    order = order_for(plane, saved, environment)
     if order.image_source is None:
         await plane.images.require(order.image)
     await require_files(plane, saved.account_id, order)
@@ -334,7 +364,7 @@ async def begin(
     return job
 
 
-def _order(plane: ControlPlane, saved: SavedJob, environment: dict[str, str]) -> Order:
+def order_for(plane: ControlPlane, saved: SavedJob, environment: dict[str, str]) -> Order:
     """Raises Invalid."""
     definition = saved.definition
     script = definition.script
@@ -361,7 +391,7 @@ def _order(plane: ControlPlane, saved: SavedJob, environment: dict[str, str]) ->
     return dataclasses.replace(order, image=image_of(source), image_source=source)
 
 
-async def _definition(plane: ControlPlane, data: NewJob, id: str) -> Definition:
+async def definition_of(plane: ControlPlane, data: NewJob, id: str) -> Definition:
     """Raises Invalid."""
     if data.type and data.script_type and data.type != data.script_type:
         raise Invalid("type and script_type say different things; give one of them")
@@ -373,7 +403,7 @@ async def _definition(plane: ControlPlane, data: NewJob, id: str) -> Definition:
     for field in ("workspace_id", "workspace_size_gb"):
         if getattr(data, field) is not None and not data.stateful:
             raise Invalid(f"{field}: needs stateful: true; other jobs keep no files")
-    _check_texts(data.description, kind, data.docker_image)
+    check_texts(data.description, kind, data.docker_image)
     return Definition(
         script=script,
         kind=kind,
@@ -392,7 +422,7 @@ async def _definition(plane: ControlPlane, data: NewJob, id: str) -> Definition:
     )
 
 
-def _check_texts(description: str | None, kind: str, image: str | None) -> None:
+def check_texts(description: str | None, kind: str, image: str | None) -> None:
     if description is not None and len(description) > MAX_TEXT:
         raise Invalid(f"description: {len(description)} characters; at most {MAX_TEXT}")
     if kind == "docker" and not image:
@@ -417,7 +447,7 @@ async def _run(request: Caller, plane: ControlPlane, id: str) -> Job:
     return plane.live.as_now(await jobs.find(plane.database, request.user.id, id))
 
 
-def _record(saved: SavedJob) -> SavedJobRecord:
+def record_of(saved: SavedJob) -> SavedJobRecord:
     definition = saved.definition
     return SavedJobRecord(
         id=saved.id,

@@ -22,7 +22,7 @@ from roost.errors import Invalid, NotFound, RoostError, Unauthenticated
 PORT = 9222  # DevTools'
 WITHIN = 120.0  # seconds; clients give a browser as long
 LOOK_AGAIN = 0.2  # seconds
-ANSWER_WITHIN = 10.0  # seconds
+ANSWER_WITHIN = 2.0  # seconds; the gateway itself waits for the port, but what ended will never listen
 WAKE_WITHIN = 60.0  # seconds
 MEMORY_MB = 2048
 # It listens on loopback, where the gateway reaches it. Its own sandbox needs namespaces, which ours denies; ours is the

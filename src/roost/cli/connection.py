@@ -102,7 +102,8 @@ class Api:
 
 def _unreachable(url: str, error: Exception) -> str:
     reason = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
-    return f"cannot reach {url} ({reason}); is Roost running? `sudo roost up` starts it"
+    cure = "`sudo roost up` starts it, MAGS_API_URL or --api-url name another"
+    return f"cannot reach {url} ({reason}); is Roost running? {cure}"
 
 
 def _refusal(answer: http.client.HTTPResponse) -> Exception:

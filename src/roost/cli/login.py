@@ -48,20 +48,22 @@ def login(url: str | None, token: str | None, scope: str | None, no_browser: boo
 
 
 @click.command()
-def logout() -> None:
+@as_json
+def logout(raw: bool) -> None:
     """Log out: end the token that `roost login` got by a browser, and forget it here."""
     kept = config.load()
     if kept is None:
         raise Unauthenticated("you are not logged in; `roost login` logs in")
+    ended = False
     try:
         ended = bool(Api(Credentials(kept.url, kept.token)).call("POST", "/api/v1/logout")["revoked"])
         left = "" if ended else "; the token was pasted and is still good: `roost token revoke` ends one"
     except Unauthenticated:
-        left = ""  # it had ended already
+        ended, left = True, ""  # before
     except RoostError as error:
         left = f"; the server could not be told, so the token is good until it expires: {error}"
     config.delete()
-    click.echo(f"Logged out of {kept.url}{left}")
+    print_json({"url": kept.url, "revoked": ended}) if raw else click.echo(f"Logged out of {kept.url}{left}")
 
 
 @click.command()

@@ -14,13 +14,19 @@ from typing import Any, NoReturn
 
 import click
 
-from roost.cli.screen import Rare, Screen
+from roost.cli.answers import as_json, print_json
+from roost.cli.screen import Screen
 from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
 from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False, readable=False)  # the control plane says what to do about one
 MINUTES = click.FloatRange(min=0, min_open=True)
+# The options of `up` that its help explains; the others it names
+USUAL = (
+    "--state", "--listen", "--hello", "--store", "--gateway", "--gateway-tls", "--domain", "--certificate",
+    "--certificate-key", "--acme", "--ssh",
+)  # fmt: skip
 
 
 class Ports(click.ParamType[tuple[int, int]]):
@@ -45,20 +51,16 @@ PORTS = Ports()
 def node_options(command: Callable[..., None]) -> Callable[..., None]:
     """What `up` passes on to the node."""
     options = (
-        click.option("--images", cls=Rare, type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True),
-        click.option(
-            "--prefix6", cls=Rare, metavar="PREFIX", help="IPv6 prefix routed to this machine [a private one]."
-        ),
+        click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True),
+        click.option("--prefix6", metavar="PREFIX", help="IPv6 prefix routed to this machine [a private one]."),
         click.option(
             "--store", metavar="URL", help="file:///DIR, s3://BUCKET/PREFIX, gs://…, az://… [a local directory]."
         ),
-        click.option(
-            "--store-options", cls=Rare, type=click.Path(path_type=Path, exists=True), help="JSON file for --store."
-        ),
-        click.option("--layer-cache-gb", cls=Rare, type=click.IntRange(min=1), default=50, show_default=True),
-        click.option("--runtime", cls=Rare, help="OCI runtime: crun, runc, runsc or a path [by cgroup version]."),
-        click.option("--min-pool-size", cls=Rare, type=click.IntRange(min=0), default=3, show_default=True),
-        click.option("--max-pool-size", cls=Rare, type=click.IntRange(min=0), default=0, help="0: by capacity."),
+        click.option("--store-options", type=click.Path(path_type=Path, exists=True), help="JSON file for --store."),
+        click.option("--layer-cache-gb", type=click.IntRange(min=1), default=50, show_default=True),
+        click.option("--runtime", help="OCI runtime: crun, runc, runsc or a path [by cgroup version]."),
+        click.option("--min-pool-size", type=click.IntRange(min=0), default=3, show_default=True),
+        click.option("--max-pool-size", type=click.IntRange(min=0), default=0, help="0: by capacity."),
     )
     for option in reversed(options):
         command = option(command)
@@ -69,56 +71,43 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
     """What `up` passes on to the control plane."""
     revisions, days, limit = click.IntRange(min=1), click.IntRange(min=0), click.IntRange(min=0)
     options = (
-        click.option(
-            "--keep-revisions", cls=Rare, type=revisions, default=20, show_default=True, help="Of each workspace."
-        ),
-        click.option(
-            "--keep-days", cls=Rare, type=days, default=30, show_default=True, help="Age of revisions; 0: any."
-        ),
-        click.option(
-            "--idle-minutes", cls=Rare, type=MINUTES, default=10, show_default=True, help="Unused, until a job sleeps."
-        ),
-        click.option(
-            "--cold-after-minutes", cls=Rare, type=MINUTES, default=60, show_default=True, help="Frozen, until saved."
-        ),
+        click.option("--keep-revisions", type=revisions, default=20, show_default=True, help="Of each workspace."),
+        click.option("--keep-days", type=days, default=30, show_default=True, help="Age of revisions; 0: any."),
+        click.option("--idle-minutes", type=MINUTES, default=10, show_default=True, help="Unused, until a job sleeps."),
+        click.option("--cold-after-minutes", type=MINUTES, default=60, show_default=True, help="Frozen, until saved."),
         click.option(
             "--gateway", default="127.0.0.1:8485", show_default=True, metavar="HOST:PORT", help="URLs of sandboxes."
         ),
         click.option("--gateway-tls", metavar="HOST:PORT", help="The same over TLS."),
-        click.option(
-            "--gateway-url", cls=Rare, metavar="SCHEME[:PORT]", help="How the world reaches it [as it listens]."
-        ),
+        click.option("--gateway-url", metavar="SCHEME[:PORT]", help="How the world reaches it [as it listens]."),
         click.option(
             "--domain", "domains", multiple=True, default=["apps.localhost"], show_default=True, help="Repeatable."
         ),
         click.option("--certificate", type=FILE, help="PEM chain for --gateway-tls."),
         click.option("--certificate-key", type=FILE, help="Its key."),
         click.option("--acme", metavar="URL", help="Directory of an authority that issues certificates."),
-        click.option("--acme-email", cls=Rare, metavar="ADDRESS", help="Whom the authority writes to."),
-        click.option("--acme-ca", cls=Rare, type=FILE, help="PEM certificates to trust the authority by."),
-        click.option("--route-rate", cls=Rare, type=limit, default=0, help="Requests/s of a host name; 0: any."),
-        click.option("--account-rate", cls=Rare, type=limit, default=0, help="Requests/s of an account; 0: any."),
-        click.option(
-            "--route-connections", cls=Rare, type=limit, default=10_000, show_default=True, help="Of a host name."
-        ),
-        click.option(
-            "--account-connections", cls=Rare, type=limit, default=20_000, show_default=True, help="Of an account."
-        ),
+        click.option("--acme-email", metavar="ADDRESS", help="Whom the authority writes to."),
+        click.option("--acme-ca", type=FILE, help="PEM certificates to trust the authority by."),
+        click.option("--route-rate", type=limit, default=0, help="Requests/s of a host name; 0: any."),
+        click.option("--account-rate", type=limit, default=0, help="Requests/s of an account; 0: any."),
+        click.option("--route-connections", type=limit, default=10_000, show_default=True, help="Of a host name."),
+        click.option("--account-connections", type=limit, default=20_000, show_default=True, help="Of an account."),
         click.option("--ssh", default="127.0.0.1:2222", show_default=True, metavar="HOST:PORT", help="SSH gateway."),
-        click.option("--ssh-host", cls=Rare, metavar="NAME", help="What clients are told [as they reached the API]."),
-        click.option("--oidc-issuer", cls=Rare, metavar="URL", help="OpenID provider whose users may log in."),
-        click.option("--oidc-client-id", cls=Rare, metavar="ID", help="How it knows this Roost."),
-        click.option("--oidc-client-secret", cls=Rare, type=FILE, help="[ROOST_OIDC_CLIENT_SECRET]"),
-        click.option("--oidc-domain", "oidc_domains", cls=Rare, multiple=True, help="Whose addresses are let in."),
-        click.option("--oidc-email", "oidc_emails", cls=Rare, multiple=True, help="An address that is let in."),
+        click.option("--ssh-host", metavar="NAME", help="What clients are told [as they reached the API]."),
+        click.option("--oidc-issuer", metavar="URL", help="OpenID provider whose users may log in."),
+        click.option("--oidc-client-id", metavar="ID", help="How it knows this Roost."),
+        click.option("--oidc-client-secret", type=FILE, help="Holds its secret [ROOST_OIDC_CLIENT_SECRET]."),
+        click.option("--oidc-domain", "oidc_domains", multiple=True, help="Whose addresses are let in; repeatable."),
+        click.option("--oidc-email", "oidc_emails", multiple=True, help="An address that is let in; repeatable."),
+        click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
         click.option(
-            "--ssh-ports", cls=Rare, type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."
+            "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
         ),
         click.option(
-            "--registry", "registries", cls=Rare, multiple=True, metavar="HOST", help="Jobs may use its images, too."
+            "--default-quota", "default_quotas", multiple=True, metavar="NAME=N", help="Of accounts; repeatable."
         ),
         click.option(
-            "--allow-private", cls=Rare, multiple=True, metavar="HOST|NET", help="Not public, yet users may name it."
+            "--allow-private", multiple=True, metavar="HOST|NET", help="Not public, yet users may name it; repeatable."
         ),
     )
     for option in reversed(options):
@@ -126,10 +115,10 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(cls=Screen)
+@click.command(cls=Screen, brief=USUAL)
 @click.option("--state", type=DIRECTORY, default=DEFAULT_STATE, show_default=True, help="What Roost keeps.")
 @click.option("--listen", default="127.0.0.1:8484", show_default=True, metavar="HOST:PORT")
-@click.option("--user", cls=Rare, default="roost", show_default=True, help="Whom the control plane runs as.")
+@click.option("--user", default="roost", show_default=True, help="Whom the control plane runs as.")
 @click.option("--hello", is_flag=True, help="Run a first job when everything is up.")
 @node_options
 @serve_options
@@ -153,7 +142,7 @@ def _as_root() -> NoReturn:
     os.execv(sudo, [sudo, "--", sys.executable, "-P", "-m", "roost.cli", *sys.argv[1:]])  # noqa: S606
 
 
-@click.command(cls=Screen, hidden=True)
+@click.command(hidden=True)
 @click.option("--state", type=DIRECTORY, required=True)
 @click.option("--node-socket", type=click.Path(path_type=Path), required=True)
 @click.option("--listen", required=True)
@@ -170,7 +159,7 @@ def serve(state: Path, inherited: tuple[str, ...], **options: Any) -> None:
         serve_api(ServeSettings(state_dir=state, inherited=handed, **options), token)
 
 
-@click.command(cls=Screen, hidden=True)
+@click.command(hidden=True)
 @click.option("--state", type=DIRECTORY, required=True)
 @click.option("--runtime-dir", type=DIRECTORY, required=True)
 @click.option("--instance", type=click.IntRange(0, 15), required=True)
@@ -221,16 +210,14 @@ def ensure(name: str, images: Path) -> None:
 
 @click.command()
 @click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True)
-@click.option("--json", "raw", is_flag=True, help="Print the findings as JSON.")
+@as_json
 def doctor(images: Path, raw: bool) -> None:
     """Say what this machine can do, and what to install for more."""
-    import json
-
     from roost.doctor import examine
 
     findings = examine(images)
     if raw:
-        click.echo(json.dumps([finding.__dict__ for finding in findings], indent=2))
+        print_json([finding.__dict__ for finding in findings])
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:

@@ -39,6 +39,7 @@ COMMANDS = {
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "quota": ("quotas", "quota", "Show and set what accounts may use at a time."),
     "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
     "vm": ("microvms", "vm", "Machines that stay: log in as ubuntu, become root by sudo."),
     "token": ("tokens", "token", "Make, list and revoke API tokens."),
@@ -47,6 +48,7 @@ COMMANDS = {
     "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
     "image": ("images", "image", "List, import, pull and build images."),
+    "skill": ("skill", "skill", "Teach AI coding agents to use Roost."),
     "completion": ("completion", "completion", "Print what makes a shell complete our commands."),
     "serve": ("machine", "serve", None),
     "node": ("machine", "node", None),
@@ -59,7 +61,7 @@ GROUPS = {
     "Files": ("workspace", "sync", "image"),
     "Machines": ("vm",),
     "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
-    "Roost": ("up", "doctor", "pool", "mcp", "completion"),
+    "Roost": ("up", "doctor", "pool", "mcp", "skill", "completion"),
 }
 SERVER = """\
 Commands that ask a server take --api-url URL and --token TOKEN, or --state DIR for an instance on this machine; without

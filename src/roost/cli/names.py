@@ -23,23 +23,23 @@ class JobName(click.ParamType[str]):
         where = ctx.params
         try:
             api = Api(find_credentials(where.get("url"), where.get("token"), where.get("state")))
-            found = dict(self.names(api.call("GET", self.path, timeout=WITHIN)))
+            found = dict(self.names(api.call("GET", self.path, timeout=WITHIN), incomplete))
         except RoostError:
             return []
         return [CompletionItem(name, help=told) for name, told in found.items() if name.startswith(incomplete)]
 
-    def names(self, answer: Json) -> list[tuple[str, str]]:
-        """Those that can be used now come first; an id only where it begins with what was typed."""
+    def names(self, answer: Json, incomplete: str) -> list[tuple[str, str]]:
+        """Those that can be used now come first; ids only for who has begun to type one."""
         jobs = sorted(answer["jobs"], key=lambda job: job["status"] in FINAL)
         named = [(job["name"], job["status"]) for job in jobs]
-        return [*named, *((job["request_id"], job["name"]) for job in jobs)]
+        return [*named, *((job["request_id"], job["name"]) for job in jobs if incomplete)]
 
 
 class WorkspaceName(JobName):
     name = "workspace"
     path = "/api/v1/mags-workspaces"
 
-    def names(self, answer: Json) -> list[tuple[str, str]]:
+    def names(self, answer: Json, incomplete: str) -> list[tuple[str, str]]:
         return [(one["workspace_id"], f"{one['job_count']} job(s)") for one in answer["workspaces"]]
 
 

@@ -38,7 +38,8 @@ def resize(api: Api, name: str, disk: int, raw: bool) -> None:
     job = api.call("GET", path_of(name))
     refuse_useless(job, disk)
     if job["status"] not in FINAL:
-        click.echo(f"roost: saving and stopping {job['name']}", err=True)
+        if not raw:
+            click.echo(f"roost: saving and stopping {job['name']}", err=True)
         _stop(api, str(job["request_id"]))
     shown = started(api, _submitted(api, job, disk))
     if raw:
@@ -66,6 +67,8 @@ def body_for(job: Json, disk: int) -> dict[str, object]:
     script = job.get("startup_command") or "sleep infinity"
     body: dict[str, object] = {"script": script, "type": "inline", "persistent": True, "disk_gb": disk}
     body |= {key: job[key] for key in KEPT if job.get(key)}
+    if job["name"] == f"job-{job['request_id'][:8]}":  # made up for it, not given
+        del body["name"]
     return body | ({"no_sync": True} if job.get("no_sync") or not job["persistent"] else {})
 
 

@@ -15,7 +15,7 @@ from roost.cli.follow import follow
 from roost.cli.jobs import discard, exit_status, read_script, show_bytes, submission
 from roost.cli.names import WORKSPACE
 from roost.cli.paths import JOBS, path_of
-from roost.cli.screen import Rare, Screen
+from roost.cli.screen import Screen
 from roost.cli.starting import started
 from roost.cli.workspaces import upload
 from roost.errors import Invalid, RoostError
@@ -23,6 +23,8 @@ from roost.errors import Invalid, RoostError
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 PORT = 8080  # documented, where none is said
 WAKE_WITHIN = 60.0  # seconds
+# The options that the help explains; the others it names
+USUAL = ("-w", "-n", "-e", "-t", "-f", "--base", "-p", "--url", "--port", "-d")
 _VALUES = (("--env", re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")), ("--idle-minutes", re.compile(r"[0-9.]+\Z")))
 
 
@@ -52,13 +54,15 @@ def spelled_out(args: list[str]) -> list[str]:
     return read
 
 
-@click.command(cls=Run)
+@click.command(cls=Run, brief=USUAL)
 @click.argument("script")
 @click.option("-w", "--workspace", type=WORKSPACE, metavar="NAME", help="Begin from this workspace and save to it.")
 @click.option("-n", "--name", metavar="NAME", help="The same, and the job's name; with -e the name alone.")
 @click.option("-e", "--ephemeral", is_flag=True, help="Keep nothing. But -e KEY=VALUE: a variable.")
-@click.option("--env", "pairs", multiple=True, cls=Rare, metavar="KEY=VALUE", help="Environment; repeatable.")
-@click.option("-t", "--timeout", type=click.IntRange(1), metavar="S", help="Seconds it may run (300; with -p any).")
+@click.option("--env", "pairs", multiple=True, metavar="KEY=VALUE", help="Environment; repeatable.")
+@click.option(
+    "-t", "--timeout", type=click.IntRange(1), metavar="S", help="Seconds it may run (300; with -p: no limit)."
+)
 @click.option(
     "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Upload a file into /root; repeatable.",
@@ -67,19 +71,19 @@ def spelled_out(args: list[str]) -> list[str]:
 @click.option("-p", "--persistent", is_flag=True, default=None, help="Keep the sandbox until `roost stop`.")
 @click.option("--url", "public", is_flag=True, help="Open a URL and print it; with -p.")
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Where the URL leads (8080).")
-@click.option("--startup-command", cls=Rare, metavar="CMD", help="Runs when it wakes from cold; with -p.")
-@click.option("--no-sleep", is_flag=True, cls=Rare, default=None, help="Never put it to sleep; with -p.")
+@click.option("--startup-command", metavar="CMD", help="Runs when it wakes from cold; with -p.")
+@click.option("--no-sleep", is_flag=True, default=None, help="Never put it to sleep; with -p.")
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and do not wait.")
 @click.option(
-    "--on-interrupt", type=click.Choice(["stop", "detach"]), default="stop", cls=Rare, show_default=True,
+    "--on-interrupt", type=click.Choice(["stop", "detach"]), default="stop", show_default=True,
     help="What Ctrl-C does with the job.",
 )  # fmt: skip
-@click.option("--image", cls=Rare, metavar="I", help="Root file system (standard).")
-@click.option("--memory", type=click.IntRange(min=1), cls=Rare, metavar="MB", help="Memory limit (1024).")
-@click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), cls=Rare, metavar="N", help="CPU limit (2).")
-@click.option("--disk", type=click.IntRange(min=1), cls=Rare, metavar="GB", help="Disk limit (2).")
+@click.option("--image", metavar="I", help="Root file system (standard).")
+@click.option("--memory", type=click.IntRange(min=1), metavar="MB", help="Memory limit (1024).")
+@click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), metavar="N", help="CPU limit (2).")
+@click.option("--disk", type=click.IntRange(min=1), metavar="GB", help="Disk limit (2).")
 @click.option(
-    "--idle-minutes", type=click.FloatRange(min=0, min_open=True), cls=Rare, metavar="N",
+    "--idle-minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
     help="Unused, until it sleeps (10); with -p.",
 )  # fmt: skip
 @as_json
@@ -160,15 +164,22 @@ def _opened(api: Api, job: str, port: int, accepted: Json, raw: bool) -> None:
 
 
 def _waited_for(api: Api, job: str, on_interrupt: str, raw: bool) -> None:
+    last = b""
+
+    def show(source: str, data: bytes) -> None:
+        nonlocal last
+        last = data
+        show_bytes(source, data)
+
     try:
-        ending = follow(api, f"{path_of(job)}/logs", discard if raw else show_bytes)
+        ending = follow(api, f"{path_of(job)}/logs", discard if raw else show)
     except KeyboardInterrupt:
         _leave(job) if on_interrupt == "detach" else _stop(api, job)
         sys.exit(INTERRUPTED)
     if raw:
         logs = api.call("GET", f"{path_of(job)}/logs")
         print_json(api.call("GET", f"{path_of(job)}/status") | logs)
-    elif ending.error:
+    elif ending.error and ending.error.encode() != last.strip():  # the log may have said so
         click.echo(f"roost: {ending.error}", err=True)
     sys.exit(exit_status(ending))
 

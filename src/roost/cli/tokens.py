@@ -1,6 +1,7 @@
 """`roost token`: API tokens for programs."""
 
 import re
+import urllib.parse
 
 import click
 
@@ -68,5 +69,5 @@ def list_tokens(api: Api, raw: bool) -> None:
 @api_options
 def revoke(api: Api, id: str, raw: bool) -> None:
     """Revoke the token with this ID, at once."""
-    answer = api.call("DELETE", f"{TOKENS}/{id}" if id.isdigit() else f"{TOKENS}/0")
+    answer = api.call("DELETE", f"{TOKENS}/{urllib.parse.quote(id, safe='')}")
     print_json(answer) if raw else click.echo(answer["message"])

@@ -116,6 +116,19 @@ devices = Table(  # that ask to be logged in, until that is decided or too late
     Index("devices_by_end", "expires_ns"),
 )
 
+quotas = Table(  # accounts that have limits of their own; none in a column: the installation's default
+    "quotas",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("running", Integer),
+    Column("vcpus", Float),
+    Column("memory_mb", Integer),
+    Column("disk_gb", Integer),
+    Column("stored_bytes", BigInteger),
+    Column("requests_per_second", Integer),
+    Column("updated_ns", BigInteger, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -443,4 +456,49 @@ saved_job_runs = Table(
     Column("ip_lease", Boolean, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Index("runs_of_saved_job", "job_id", "created_ns"),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("latest_revision", Integer, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("templates_of_account", "account_id", "created_ns"),
+)
+
+template_revisions = Table(  # never changed
+    "template_revisions",
+    metadata,
+    Column("template_id", String, ForeignKey("templates.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("work", LargeBinary, nullable=False),  # the definition, sealed
+    Column("comment", String),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False),  # the user's name, or else the account's
+)
+
+template_runs = Table(
+    "template_runs",
+    metadata,
+    Column("request_id", String, primary_key=True),
+    Column("template_id", String, nullable=False),  # which may be gone
+    Column("revision", Integer, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("runs_of_template", "template_id", "created_ns"),
+)
+
+schedules = Table(  # those rows of `crons` that run a saved job or a template, whose order they hold a copy of
+    "schedules",
+    metadata,
+    Column("cron_id", String, ForeignKey("crons.id", ondelete="CASCADE"), primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("job_id", String, nullable=False),  # the saved job's or the template's
+    Column("ip_lease", Boolean, nullable=False),
+    Column("revision", Integer),  # of a template: the one that its order is; none for a saved job
+    Column("pinned", Boolean, nullable=False),  # to that revision, whatever follows
+    Index("schedules_of_job", "job_id"),
+    Index("schedules_of_account", "account_id"),
 )

@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -28,7 +29,7 @@ from sqlalchemy.exc import IntegrityError
 
 from roost.clock import now_ns
 from roost.db.database import Bound, Database
-from roost.db.schema import cron_runs, crons, jobs
+from roost.db.schema import cron_runs, crons, jobs, saved_job_runs, schedules, template_runs
 from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
 from roost.jobs.cron_times import Missed
@@ -41,6 +42,7 @@ RunStatus: TypeAlias = Literal["queued", "running", "completed", "error", "skipp
 MAX_CRONS = 1000  # of one account
 MAX_QUEUED = 24  # runs of one schedule that wait
 KEPT_RUNS = 1000  # of one schedule, the newest
+TOO_MANY = f"you have {MAX_CRONS} cron jobs and schedules, the most there can be; remove some first"
 FULL = f"{MAX_QUEUED} earlier runs wait already"
 
 
@@ -89,6 +91,7 @@ class Listed(msgspec.Struct, frozen=True):
 
 # literally, or SQLite does not use the partial index
 _UNENDED = text("cron_runs.status IN ('queued', 'running')")
+_IS_SCHEDULE = exists().where(schedules.c.cron_id == crons.c.id)  # told by /schedules (`schedules.py`) alone
 _COLUMNS = [crons.c[name] for name in Cron.__struct_fields__]
 _JOBS = select(*(jobs.c[name] for name in Job.__struct_fields__))
 _RUN_COLUMNS = [cron_runs.c[name] for name in CronRun.__struct_fields__]
@@ -116,26 +119,31 @@ def order_of(secret: Secret, cron: Cron) -> Order:
 
 async def create(database: Database, cron: Cron) -> None:
     """Raises Conflict when the account has as many as it may."""
+    (outcome,) = await database.write(inserted(cron))
+    if not outcome.rows:
+        raise Conflict(TOO_MANY)
+
+
+def inserted(cron: Cron) -> Executable:
+    """Inserts nothing when the account has as many as it may."""
     values = [literal(getattr(cron, column.name), column.type) for column in _COLUMNS]
     mine = select(func.count()).select_from(crons).where(crons.c.account_id == cron.account_id).scalar_subquery()
-    row = insert(crons).from_select(Cron.__struct_fields__, select(*values).where(mine < MAX_CRONS))
-    (outcome,) = await database.write(row)
-    if not outcome.rows:
-        raise Conflict(f"you have {MAX_CRONS} cron jobs, the most there can be; remove some first")
+    return insert(crons).from_select(Cron.__struct_fields__, select(*values).where(mine < MAX_CRONS))
 
 
 async def of_account(database: Database, account_id: int) -> list[Cron]:
     """The newest first."""
-    mine = select(*_COLUMNS).where(crons.c.account_id == account_id)
+    mine = select(*_COLUMNS).where(crons.c.account_id == account_id, ~_IS_SCHEDULE)
     return [_cron(row) for row in await database.read(mine.order_by(crons.c.created_ns.desc(), crons.c.id))]
 
 
 async def find(database: Database, account_id: int, cron_id: str) -> Cron:
     """Raises NotFound."""
-    cron = await read(database, cron_id)
-    if cron is None or cron.account_id != account_id:
+    mine = select(*_COLUMNS).where(crons.c.account_id == account_id, ~_IS_SCHEDULE)
+    rows = await database.read(mine.where(crons.c.id == cron_id))
+    if not rows:
         raise NotFound(f"there is no cron job {cron_id[:80]!r}; GET /api/v1/mags-cron lists yours")
-    return cron
+    return _cron(rows[0])
 
 
 async def with_last(database: Database, listed: list[Cron]) -> list[Listed]:
@@ -264,6 +272,24 @@ def started(run: CronRun, request_id: str, started_ns: int, exec_number: int | N
     """Goes with the insertion of its job, or before its sandbox is entered."""
     changes = {"request_id": request_id, "started_ns": started_ns, "exec_number": exec_number}
     return Bound(_START, {"run": run.id, "status": "running", **changes})
+
+
+_OF = schedules.c.cron_id == bindparam("cron", type_=String)
+_AT, _REQUEST = bindparam("at", type_=BigInteger), bindparam("request", type_=String)
+_SAVED_RUN = insert(saved_job_runs).from_select(
+    ["request_id", "job_id", "ip_lease", "created_ns"],
+    select(_REQUEST, schedules.c.job_id, schedules.c.ip_lease, _AT).where(_OF),
+)
+_TEMPLATE_RUN = insert(template_runs).from_select(
+    ["request_id", "template_id", "revision", "created_ns"],
+    select(_REQUEST, schedules.c.job_id, schedules.c.revision, _AT).where(_OF, schedules.c.revision.is_not(None)),
+)
+
+
+def begun(run: CronRun, request_id: str, started_ns: int) -> tuple[Bound, ...]:
+    """Goes with the insertion of its job; of a schedule it is also a run of the saved job or template."""
+    values = {"cron": run.cron_id, "request": request_id, "at": started_ns}
+    return started(run, request_id, started_ns), Bound(_SAVED_RUN, values), Bound(_TEMPLATE_RUN, values)
 
 
 async def record(database: Database, run: CronRun, **values: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Executable, Row, delete, func, insert, select, update
 
 from roost.clock import now_ns
 from roost.db.database import Database, Statement
@@ -109,15 +109,15 @@ async def newest(database: Database, secret: Secret, account_id: int, page: int,
     return Page([_saved(secret, row) for row in rows], total)
 
 
-async def change(database: Database, secret: Secret, saved: SavedJob) -> None:
-    """To what it says now. Raises StateUnwritable."""
+async def change(database: Database, secret: Secret, saved: SavedJob, *also: Executable) -> None:
+    """To what it says now, and `also` with it. Raises StateUnwritable."""
     row = update(saved_jobs).where(saved_jobs.c.id == saved.id, saved_jobs.c.account_id == saved.account_id)
     work = _seal(secret, saved.id, saved.definition)
-    await database.write(row.values(name=saved.name, work=work, updated_ns=saved.updated_ns))
+    await database.write(row.values(name=saved.name, work=work, updated_ns=saved.updated_ns), *also)
 
 
-async def remove(database: Database, saved: SavedJob) -> None:
-    await database.write(delete(saved_jobs).where(saved_jobs.c.id == saved.id))
+async def remove(database: Database, saved: SavedJob, *also: Executable) -> None:
+    await database.write(delete(saved_jobs).where(saved_jobs.c.id == saved.id), *also)
 
 
 async def run_of(database: Database, job: Job) -> SavedRun:

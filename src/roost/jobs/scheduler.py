@@ -48,6 +48,7 @@ class Scheduler:
         self, database: Database, secret: Secret, live: LiveJobs, node: "NodeClient", clock: Clock | None = None
     ) -> None:
         self.clock = clock or SystemClock()
+        self.defining = asyncio.Lock()  # held by who changes what schedules hold copies of
         self._database = database
         self._secret = secret
         self._live = live
@@ -184,8 +185,8 @@ class Scheduler:
         """As a job: written in one transaction with the run's change."""
         now_ns = self.clock.now_ns()
 
-        def also(request_id: str) -> tuple[Bound]:
-            return (crons.started(run, request_id, now_ns),)
+        def also(request_id: str) -> tuple[Bound, ...]:
+            return crons.begun(run, request_id, now_ns)
 
         try:
             order = crons.order_of(self._secret, cron)

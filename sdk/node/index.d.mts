@@ -1,0 +1,5 @@
+import Mags = require('./index.js');
+
+export default Mags;
+export { Mags };
+export import MagsError = Mags.MagsError;

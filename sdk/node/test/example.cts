@@ -1,0 +1,7 @@
+import Mags = require('@roost/mags');
+
+const mags: Mags = new Mags();
+const failed = (error: unknown): boolean => error instanceof Mags.MagsError && error.status === 409;
+const status: Promise<Mags.JobStatus> = mags.status('myproject');
+
+export = { failed, status };
