@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.instance import Api, RunningRoost, eventually
+from tests.e2e.instance import PROGRAM, Api, RunningRoost, clean_environment, eventually
 from tests.e2e.ssh_client import SshClient, run, uid
 
 pytestmark = pytest.mark.e2e
+
+GUIDE = Path(__file__).parents[2] / "docs" / "microvms.md"
 
 
 def created(api: Api, **fields: object) -> dict[str, Any]:
@@ -129,6 +131,30 @@ def test_sudo_on_a_terminal_has_one_with_ctrl_c_and_leaves_it_as_it_was(client: 
         os.close(master)
 
 
+def test_a_command_of_sudo_is_stopped_and_continued_like_any_job_of_the_shell(client: SshClient) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        client.ssh_words(flags=("-tt",)), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    try:
+        type_into(master, "sudo sh -c 'echo be''gun; sleep 1000'\n", rb"begun")
+        type_into(master, "\x03", rb"\^C")
+        type_into(master, "echo st''atus $?\n", rb"status 130")
+        type_into(master, "sudo sh -c 'echo be''gun; exec sleep 1234'\n", rb"begun")
+        type_into(master, "\x1a", rb"Stopped")
+        type_into(master, "ps -o stat= -C sleep | tail -n 1; echo lo''oked\n", rb"T\S*\s+looked")
+        type_into(master, "fg\n", rb"1234'")
+        type_into(master, "\x03", rb"\^C")
+        type_into(master, "pgrep -f 'sleep 123''4'; echo le''ft\n", rb"left")
+        type_into(master, "exit 3\n", rb"logout|closed")
+        assert process.wait(10) == 3
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
 def type_into(terminal: int, text: str, until: bytes) -> None:
     os.write(terminal, text.encode())
     said, deadline = b"", time.monotonic() + 20
@@ -213,9 +239,22 @@ def test_what_was_asked_for_outlives_kills(own_roost: RunningRoost, tmp_path: Pa
     eventually(lambda: state_of(api, "edge") == "stopped", 30, "it was not stopped")
     api.call("POST", "/microvms/edge/start")
     assert client_of(api, made["id"], tmp_path, key).ssh("cat kept").stdout == b"kept\n"
-    with contextlib.suppress(OSError, TimeoutError, ValueError):
-        api.ask("DELETE", "/microvms/edge", timeout=0.1)
-    own_roost.kill("serve")
-    own_roost.healthy()
-    assert api.call("GET", "/microvms")["total"] == 0
-    eventually(lambda: not api.call("GET", "/mags-workspaces")["total"], 30, "its files were not removed")
+    api.call("DELETE", "/microvms/edge")
+    assert api.call("GET", "/mags-workspaces")["total"] == 0
+
+
+def test_the_guides_commands_work_as_they_stand(roost: RunningRoost, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", GUIDE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    script = "set -eux\n" + "\n".join(blocks)
+    host, _, port = roost.ssh.rpartition(":")
+    assert "-p 2222 ubuntu@127.0.0.1" in script
+    trusting = f"ssh -F none -o StrictHostKeyChecking=no -o UserKnownHostsFile={tmp_path}/known -i"
+    script = script.replace("-p 2222 ubuntu@127.0.0.1", f"-p {port} ubuntu@{host}").replace("\nssh -i", f"\n{trusting}")
+    script = script.replace("\nroost ", f"\n{shlex.join(PROGRAM)} ")
+    environment = clean_environment() | {"MAGS_API_URL": roost.api.url, "MAGS_API_TOKEN": roost.api.token}
+    done = run(["/bin/sh", "-c", script], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode().splitlines()
+    assert said[1:6] == ["edge", "root", "stopped", "running", "running"]
+    assert {f"ssh -i edge.pem -p {port} ubuntu@{host}", "0", "MicroVM 'edge' deleted"} <= set(said)
+    assert (tmp_path / "edge.pem").stat().st_mode & 0o777 == 0o600
