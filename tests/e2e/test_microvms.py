@@ -139,13 +139,13 @@ def test_a_command_of_sudo_is_stopped_and_continued_like_any_job_of_the_shell(cl
     os.close(slave)
     try:
         type_into(master, "sudo sh -c 'echo be''gun; sleep 1000'\n", rb"begun")
-        type_into(master, "\x03", rb"\^C")
+        type_into(master, "\x03", rb"(?s)\^C.*\$ $")
         type_into(master, "echo st''atus $?\n", rb"status 130")
         type_into(master, "sudo sh -c 'echo be''gun; exec sleep 1234'\n", rb"begun")
-        type_into(master, "\x1a", rb"Stopped")
+        type_into(master, "\x1a", rb"(?s)Stopped.*\$ $")
         type_into(master, "ps -o stat= -C sleep | tail -n 1; echo lo''oked\n", rb"T\S*\s+looked")
         type_into(master, "fg\n", rb"1234'")
-        type_into(master, "\x03", rb"\^C")
+        type_into(master, "\x03", rb"(?s)\^C.*\$ $")
         type_into(master, "pgrep -f 'sleep 123''4'; echo le''ft\n", rb"left")
         type_into(master, "exit 3\n", rb"logout|closed")
         assert process.wait(10) == 3

@@ -229,16 +229,18 @@ static char **split(char **at, char *end, uint32_t count) {
     return words;
 }
 
-static _Noreturn void begin(int *passed, struct ask *ask, struct ucred *caller, char *name, char **words, char **given) {
+/* Its parent leads the session, so that the command's group is not an orphan: Ctrl-Z would not stop one. */
+static _Noreturn void begin(int *passed, int terminal, struct ask *ask, struct ucred *caller, char *name, char **words, char **given) {
     sigset_t none;
+    setpgid(0, 0);
+    if (terminal >= 0) tcsetpgrp(terminal, getpid());
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    setsid();
+    signal(SIGHUP, SIG_DFL);
+    signal(SIGTTOU, SIG_DFL);
     umask(022);
     for (int i = 0; i < STREAMS; i++)
         if (dup2(passed[i], i) < 0) _exit(NOT_RUN);
-    for (int i = 0; ask->flags & TERMINAL && i < STREAMS; i++)
-        if (isatty(i) && !ioctl(i, TIOCSCTTY, 0)) break;
     if (fchdir(passed[3]) && chdir("/")) quit("/");
     execute(name, caller->uid, caller->gid, ask->flags, words, given);
 }
@@ -288,13 +290,20 @@ static void answer(int connection) {
         tell(connection, 0, NOT_RUN << 8);
         return;
     }
+    int terminal = -1;
+    setsid();
+    for (int i = 0; ask.flags & TERMINAL && terminal < 0 && i < STREAMS; i++)
+        if (isatty(passed[i]) && !ioctl(passed[i], TIOCSCTTY, 0)) terminal = fcntl(passed[i], F_DUPFD_CLOEXEC, 0);
     signal(SIGCHLD, SIG_DFL);
+    signal(SIGHUP, SIG_IGN); /* a terminal's end is told by the caller's */
+    signal(SIGTTOU, SIG_IGN);
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
     sigprocmask(SIG_BLOCK, &children, NULL);
     int signals = signalfd(-1, &children, SFD_CLOEXEC);
     pid_t pid = fork();
-    if (!pid) begin(passed, &ask, &caller, *name, words, given);
+    if (!pid) begin(passed, terminal, &ask, &caller, *name, words, given);
+    if (pid > 0) setpgid(pid, pid);
     for (int i = 0; i < PASSED; i++) close(passed[i]);
     if (pid < 0 || signals < 0) tell(connection, 0, NOT_RUN << 8);
     else attend(connection, signals, pid);
