@@ -43,6 +43,7 @@ COMMANDS = {
     "template": ("templates", "template", "Jobs that are saved with their history."),
     "schedule": ("templates", "schedule", "Run templates and saved jobs at certain times."),
     "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
+    "vm": ("microvms", "vm", "Machines that stay: log in as ubuntu, become root by sudo."),
     "token": ("tokens", "token", "Make, list and revoke API tokens."),
     "user": ("users", "user", "Add, list and disable users; set passwords."),
     "team": ("teams", "team", "Share an account with others."),
