@@ -106,8 +106,9 @@ class Tools:
             script=script, type="inline", workspace_id=workspace, base_workspace_id=base, environment=environment,
             timeout=timeout, rootfs_type=image, persistent=persistent or None,
         )  # fmt: skip
+        job = ""
         with anyio.CancelScope(shield=True):  # a job whose id is not known could not be stopped
-            job: str = (await api.call("POST", JOBS, body))["request_id"]
+            job = (await api.call("POST", JOBS, body))["request_id"]
 
         async def tell(lines: float, newest: str) -> None:
             await ctx.report_progress(lines, message=newest)
@@ -178,7 +179,7 @@ class Tools:
         into the sandbox of the job that runs with the workspace, else the workspace gets a new revision. A workspace is
         made by running something with it.
         """
-        place = f"{file_path(workspace, path)}?mode={mode}"
+        place = f"{file_path(workspace, _file(path))}?mode={mode}"
         headers = {"Content-Type": "application/octet-stream"}
         async with self._api(ctx).answer("PUT", place, data=_encoded(content, encoding), headers=headers) as answer:
             return _changed(await answer.json())
@@ -206,7 +207,7 @@ class Tools:
 
     async def delete_file(self, ctx: Call, workspace: Workspace, path: FilePath) -> Changed:
         """Delete a file of a workspace, or a directory with all that is in it. Older revisions keep it."""
-        return _changed(await self._api(ctx).call("DELETE", file_path(workspace, path)))
+        return _changed(await self._api(ctx).call("DELETE", file_path(workspace, _file(path))))
 
     async def url(
         self,
@@ -318,6 +319,13 @@ async def _ran(api: Api, job: str) -> Ran:
         error=status.get("error"),
         note=note,
     )
+
+
+def _file(path: str) -> str:
+    """Raises Invalid for the root and for what ends like a directory."""
+    if path.endswith("/"):
+        raise Invalid("path: name a file, without a slash at its end")
+    return path
 
 
 def _decoded(data: bytes, whole: bool) -> tuple[str, str, int]:

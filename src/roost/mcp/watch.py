@@ -32,7 +32,7 @@ class Watch:
     job: str
     tell: Tell
     _lines: int = 0
-    _untold: list[str] = field(default_factory=list)
+    _untold: list[str] = field(default_factory=list[str])
     _news: anyio.Event = field(default_factory=anyio.Event)
 
     async def end(self, within: float, stays: bool) -> None:
