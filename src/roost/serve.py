@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from roost import listening
 from roost.accounts.identity import identity_of
+from roost.accounts.quotas import Quotas, defaults
 from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
 from roost.api.exec_stream import MAX_AHEAD
@@ -67,6 +68,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
     if len(first_token) < FIRST_TOKEN_LENGTH:
         raise Invalid("`roost serve` needs the first account's token on standard input; `roost up` gives it")
     hosts, known, outward = hosts_of(settings), registries(settings.registries), allowed(settings.allow_private)
+    default_quotas = defaults(settings.default_quotas)
     write_events("serve")
     with listening.listener("--listen", settings.listen, settings.inherited) as listener:
         _make_state_dir(settings)
@@ -74,11 +76,11 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         await migrate(settings.database)
         async with Database(settings.database) as database, _node(settings) as node:
             await ensure_account(database, first_token)
-            placement = SingleNode()
+            placement, quotas = SingleNode(), Quotas(database, default_quotas)
             patience = Patience(settings.idle_minutes * 60, settings.cold_after_minutes * 60)
             retention = Retention(settings.keep_revisions, settings.keep_days)
             async with (
-                LiveJobs(database, key, node, placement, patience, known) as live,
+                LiveJobs(database, key, node, placement, patience, known, quotas) as live,
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
@@ -102,6 +104,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                     scheduler,
                     outward,
                     webhooks,
+                    quotas,
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)

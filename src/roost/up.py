@@ -169,6 +169,7 @@ def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, sock
 
 
 REPEATED = {
+    "default_quotas": "--default-quota",
     "domains": "--domain",
     "oidc_domains": "--oidc-domain",
     "oidc_emails": "--oidc-email",

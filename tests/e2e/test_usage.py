@@ -101,3 +101,17 @@ def test_the_guides_commands_do_what_it_says(roost: RunningRoost, tmp_path: Path
     assert '"window_days": 1' in done.stdout
     assert '"window_days":7' in done.stdout
     assert 'roost_jobs{status="running"}' in done.stdout
+
+
+def test_quotas_are_set_shown_and_hold(roost: RunningRoost) -> None:
+    def said(*words: str) -> str:
+        done = roost.command("quota", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    assert "no limit" in said("show")
+    assert "100000" in said("set", "default", "--running", "100000")
+    assert roost.api.run("true").status == "completed"
+    assert '"running": 100000' in said("show", "default", "--json")
+    said("set", "default")
+    assert "100000" not in said("show")

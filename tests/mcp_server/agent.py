@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import uvicorn
@@ -38,10 +38,12 @@ class Agent:
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
+async def serving(app: Any, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
     """The URL at which the application is served."""
     listener: socket.socket = bound("127.0.0.1", 0, "--http")
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan=lifespan)
+    )
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -53,7 +55,7 @@ async def serving(app: Any) -> AsyncIterator[str]:
 @asynccontextmanager
 async def mcp_server(api_url: str, *names: str) -> AsyncIterator[str]:
     """Over HTTP; its URL."""
-    async with session() as connections, serving(http_app(connections, api_url, names)) as url:
+    async with session() as connections, serving(http_app(connections, api_url, names), "on") as url:
         yield f"{url}/mcp"
 
 

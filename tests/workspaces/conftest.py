@@ -14,10 +14,12 @@ from sqlalchemy import insert
 
 from roost.accounts.identity import identity_of
 from roost.accounts.passwords import Passwords
+from roost.accounts.quotas import Quotas
 from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
-from roost.db import migrate, secret
+from roost.api.timing import Durations
+from roost.db import secret
 from roost.db.database import Database
 from roost.db.schema import accounts, tokens
 from roost.gateways.admission import Admission
@@ -32,6 +34,7 @@ from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import Node, until
 
 TOKEN = "t" * 32
@@ -49,15 +52,19 @@ class Plane:
     webhooks: Deliverer
 
 
+_IDLE: list[Litestar] = []  # applications of tests that are over: to make one takes half a second
+
+
 @asynccontextmanager
 async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]:
-    migrate.upgrade(directory / "roost.db")
+    fresh_database(directory / "roost.db")
     node, placement = Node(), SingleNode(Machine(2, 4000))
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)
         settings, key = ServeSettings(directory, directory / "node.sock", **options), secret.load(directory / "key")
+        quotas = Quotas(database)
         async with (
-            LiveJobs(database, key, node, placement) as live,  # type: ignore[arg-type]
+            LiveJobs(database, key, node, placement, quotas=quotas) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
             Scheduler(database, key, live, node) as scheduler,  # type: ignore[arg-type]
             Deliverer(database, key, allowed(["127.0.0.1"])) as webhooks,
@@ -68,11 +75,13 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
             identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler, webhooks.may, webhooks,
+                key, scheduler, webhooks.may, webhooks, quotas,
             )  # fmt: skip
-            app = build(plane)
+            app = _IDLE.pop() if _IDLE else build(plane)
+            app.state.plane, app.state.durations = plane, Durations()
             await until(lambda: live.link.is_up)
             yield Plane(app, node, live, routes, database, scheduler, webhooks)
+            _IDLE.append(app)
 
 
 @dataclass

@@ -7,6 +7,7 @@ A request passes `guard.require_scope`, then its handler reads, does and answers
 from typing import TYPE_CHECKING
 
 from litestar import Litestar, Router
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -30,6 +31,7 @@ from roost.api import (
     members,
     metrics,
     proxy_targets,
+    quotas,
     saved_jobs,
     schedules,
     sleep,
@@ -116,6 +118,9 @@ ROUTES = [
     cron.change,  #         PATCH  /mags-cron/{id}
     cron.remove,  #         DELETE /mags-cron/{id}
     cron.list_runs,  #      GET    /mags-cron/{id}/runs
+    quotas.show_own,  #     GET    /quotas
+    quotas.show,  #         GET    /accounts/{id}/quotas
+    quotas.change,  #       PUT    /accounts/{id}/quotas
     webhooks.create,  #     POST   /webhooks
     webhooks.list_webhooks,  # GET /webhooks
     webhooks.show,  #       GET    /webhooks/{id}
@@ -184,8 +189,8 @@ SCHEMES: dict[str, SecurityScheme | Reference] = {
 def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     """`gateway` is counted by the metrics."""
 
-    def the_plane() -> ControlPlane:
-        return plane
+    def the_plane(state: State) -> ControlPlane:
+        return state.plane
 
     api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope])
     newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_scope], include_in_schema=False)

@@ -37,13 +37,15 @@ NEEDS: dict[Scope, str] = {
 
 
 async def require_scope(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Raises Unauthenticated, Forbidden, NotFound (an account that is not the caller's)."""
+    """Raises Unauthenticated, Forbidden, Throttled, NotFound (an account that is not the caller's)."""
     if handler.opt.get("open"):
         return
     account = await caller(connection, connection.headers.get("authorization", ""))
     require(account, handler.opt.get("scope") or _usual_scope(connection))
     if handler.opt.get("first") and not account.first:
         raise Forbidden("this concerns the whole installation; use a token of its first account")
+    plane: ControlPlane = connection.app.state.plane
+    await plane.quotas.require_request(account.id)
     connection.scope["user"] = account
 
 

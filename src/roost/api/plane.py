@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from litestar.params import Dependency
 
 from roost.accounts.identity import Identity
+from roost.accounts.quotas import Quotas
 from roost.accounts.tokens import Tokens
 from roost.db.database import Database
 from roost.db.secret import Secret
@@ -39,6 +40,7 @@ class ControlPlane:
     scheduler: Scheduler
     outward: Allowed  # where users may have Roost itself connect to
     webhooks: Deliverer
+    quotas: Quotas
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -36,6 +36,7 @@ async def upload(request: Caller, plane: Plane) -> Uploaded:
     _refuse_at_once(request.headers.get("content-length", ""))
     form = Form(request.headers.get("content-type", ""), request.stream(), MAX_FILE)
     name = file_name(await form.find_file())
+    await plane.quotas.require_storage(request.user.id)
     file_id = await uploads.begin(plane.database, request.user.id, name)
     try:
         size = await plane.node.put_file(file_id, form.file(), MAX_FILE)

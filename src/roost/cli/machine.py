@@ -104,6 +104,9 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
             "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
         ),
         click.option(
+            "--default-quota", "default_quotas", multiple=True, metavar="NAME=N", help="Of accounts; repeatable."
+        ),
+        click.option(
             "--allow-private", multiple=True, metavar="HOST|NET", help="Not public, yet users may name it; repeatable."
         ),
     )

@@ -116,6 +116,19 @@ devices = Table(  # that ask to be logged in, until that is decided or too late
     Index("devices_by_end", "expires_ns"),
 )
 
+quotas = Table(  # accounts that have limits of their own; none in a column: the installation's default
+    "quotas",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("running", Integer),
+    Column("vcpus", Float),
+    Column("memory_mb", Integer),
+    Column("disk_gb", Integer),
+    Column("stored_bytes", BigInteger),
+    Column("requests_per_second", Integer),
+    Column("updated_ns", BigInteger, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,

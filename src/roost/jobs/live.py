@@ -7,8 +7,8 @@ the node's events and hands each state to its run. `awake` and `sleep` are for j
 import asyncio
 import dataclasses
 import time
-from collections.abc import Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Coroutine, Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from roost.accounts.quotas import Quotas, Use, require_room
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.secret import Secret
@@ -97,6 +98,7 @@ class LiveJobs:
         placement: Placement,
         patience: Patience | None = None,
         registries: Registries | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.link = NodeLink()
@@ -104,6 +106,9 @@ class LiveJobs:
         self.unrecorded = Unrecorded()
         self.metering = Metering(database, node, self._job_of)
         self._placement = placement
+        self._quotas = quotas or Quotas(database)
+        self._of_account: dict[int, set[Run]] = {}  # those of `_present`
+        self._incoming: dict[int, Use] = {}  # what is being submitted
         self._means = Means(
             database,
             secret,
@@ -147,7 +152,7 @@ class LiveJobs:
     async def submit(
         self, account_id: int, order: Order, also: Also | None = None, request_id: str | None = None
     ) -> Job:
-        """Raises NodeUnavailable while shutting down, NoCapacity when too many jobs wait, StateUnwritable."""
+        """Raises NodeUnavailable while shutting down, NoCapacity (too many wait; a quota), Invalid, StateUnwritable."""
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; submit again after its restart")
         if len(self._queue) >= MAX_WAITING:
@@ -155,11 +160,44 @@ class LiveJobs:
         if order.keeping.idle_seconds is None:
             keeping = dataclasses.replace(order.keeping, idle_seconds=self.patience.idle)
             order = dataclasses.replace(order, keeping=keeping)
-        job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also, request_id)
+        with await self._room(account_id, Use(1, order.vcpus, order.memory_mb, order.disk_gb)):
+            if order.keeping.workspace is not None or order.keeping.persistent:
+                await self._quotas.require_storage(account_id)
+            job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also, request_id)
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
         carried = order.work.size <= CARRIED_BYTES and len(self._queue) < CARRIED_JOBS
         self._enqueue(Run(job, order.work if carried else None))
         return job
+
+    async def _room(self, account_id: int, wanted: Use) -> AbstractContextManager[None]:
+        """Held while a submission is on its way. Raises NoCapacity, Invalid."""
+        limits = await self._quotas.of(account_id)
+        if not limits.of_sandboxes:
+            return nullcontext()
+        require_room(limits, self.using(account_id), wanted)
+        self._incoming[account_id] = self._incoming.get(account_id, Use()) + wanted
+        return self._holding(account_id, wanted)
+
+    @contextmanager
+    def _holding(self, account_id: int, wanted: Use) -> Generator[None]:
+        try:
+            yield
+        finally:  # from here on its run counts, for nothing is awaited in between
+            self._incoming[account_id] -= wanted
+
+    async def _require_room(self, job: Job) -> None:
+        """Before it is woken. Raises NoCapacity."""
+        limits = await self._quotas.of(job.account_id)
+        if limits.of_sandboxes:
+            require_room(limits, self.using(job.account_id), _use_of(job))
+
+    def using(self, account_id: int) -> Use:
+        """What an account's sandboxes have, those that wait included, those that sleep not."""
+        used = self._incoming.get(account_id, Use())
+        for run in self._of_account.get(account_id, ()):
+            if not run.rests.is_set():
+                used += _use_of(run.job)
+        return used
 
     async def stop(self, job: Job, within: float) -> bool:
         """Whether the job has ended after at most `within` seconds; if not, it will be stopped all the same."""
@@ -246,6 +284,8 @@ class LiveJobs:
                 raise NodeUnavailable("Roost is shutting down; try again after its restart")
             if not run.left.is_set():
                 self._require_enterable(run)
+                if run.rests.is_set():
+                    await self._require_room(job)
                 run.wake()
                 await _first(run.entered.wait(), run.left.wait())
                 if run.awake:
@@ -272,6 +312,9 @@ class LiveJobs:
             raise Conflict(f"job {job.name!r} is not running (status: {job.status}{how}); submit it again")
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; try again after its restart")
+        await self._require_room(job)
+        if (run := self._present.get(job.seq)) is not None:
+            return run
         return self._rouse(job)
 
     def _rouse(self, job: Job, restarts: int = 0) -> Run:
@@ -285,8 +328,7 @@ class LiveJobs:
 
     def _went_cold(self, run: Run, job: Job) -> None:
         """From here on the job is another sandbox's; the old one is only forgotten."""
-        if self._present.get(job.seq) is run:
-            del self._present[job.seq]
+        self._leave(run)
         if self._closing:
             return
         if run.wake_wanted and not job.no_sleep:
@@ -423,13 +465,27 @@ class LiveJobs:
     def _adopt(self, run: Run, state: SandboxState) -> None:
         """It has a sandbox already."""
         run.hear(state)
-        self._runs[run.job.vm_id] = self._present[run.job.seq] = run
+        self._enter(run)
         run.lease = self._placement.adopt(run.need)
         self._carry(run, states.running)
 
     def _enqueue(self, run: Run) -> None:
-        self._runs[run.job.vm_id] = self._present[run.job.seq] = run
+        self._enter(run)
         self._queue.put(run)
+
+    def _enter(self, run: Run) -> None:
+        self._leave(run)
+        self._runs[run.job.vm_id] = self._present[run.job.seq] = run
+        self._of_account.setdefault(run.job.account_id, set()).add(run)
+
+    def _leave(self, run: Run) -> None:
+        """Another one may stand for its job."""
+        if self._present.get(run.job.seq) is run:
+            del self._present[run.job.seq]
+        of_account = self._of_account.get(run.job.account_id, set[Run]())
+        of_account.discard(run)
+        if not of_account:
+            self._of_account.pop(run.job.account_id, None)
 
     def _begin(self, run: Run) -> None:
         self._carry(run, states.starting)
@@ -458,8 +514,7 @@ class LiveJobs:
             await self._give_up(run)
         if run.left.is_set():
             self._runs.pop(run.job.vm_id, None)
-            if self._present.get(run.job.seq) is run:
-                del self._present[run.job.seq]
+            self._leave(run)
 
     async def _give_up(self, run: Run) -> None:
         """A fault of ours: the job ends as an error and its sandbox goes, the other jobs are not touched."""
@@ -567,6 +622,10 @@ class LiveJobs:
         for run in self._runs.values():
             run.attached.set()  # nobody waits any longer for what begins after the next start
         log.info("jobs.shut_down", left=len(self._runs), milliseconds=(now_ns() - begun) // 1_000_000)
+
+
+def _use_of(job: Job) -> Use:
+    return Use(1, job.vcpus, job.memory_mb, job.disk_gb)
 
 
 async def _first(*events: Coroutine[Any, Any, Any]) -> None:
