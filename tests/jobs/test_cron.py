@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from roost.db import migrate
 from roost.db.database import Database
 from roost.db.schema import jobs
 from roost.errors import StateUnwritable
 from roost.jobs import cron as crons
 from roost.jobs.cron import KEPT_RUNS, MAX_QUEUED
 from tests.jobs.cron_world import MINUTE, NOON, EnterableNode, MovedClock, Started, World, starter
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import keeping, order, until
 
 
@@ -28,7 +28,7 @@ def clock() -> MovedClock:
 
 @pytest.fixture
 async def start(tmp_path: Path, node: EnterableNode, clock: MovedClock) -> Started:
-    migrate.upgrade(tmp_path / "roost.db")
+    fresh_database(tmp_path / "roost.db")
     return starter(tmp_path, node, clock)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from roost.db import migrate
 from roost.errors import NodeUnavailable, SetupMissing
 from roost.node.protocol import VERSION, SandboxState
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import Node, Open, ended, opener, order, reread, until
 
 
@@ -21,7 +21,7 @@ async def node() -> Node:
 
 @pytest.fixture
 async def opened(tmp_path: Path, node: Node) -> Open:
-    migrate.upgrade(tmp_path / "roost.db")
+    fresh_database(tmp_path / "roost.db")
     return opener(tmp_path, node)
 
 

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from roost.clock import now_ns
-from roost.db import migrate
 from roost.errors import Asleep, Conflict
 from roost.jobs import idle, sleep
 from roost.jobs import job as jobs
@@ -16,6 +15,7 @@ from roost.jobs.job import Depth, Job
 from roost.jobs.live import LiveJobs
 from roost.jobs.run import Run
 from roost.node.protocol import NodeInfo
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import Node, Open, ended, keeping, opener, order, reread, until
 
 
@@ -26,7 +26,7 @@ async def node() -> Node:
 
 @pytest.fixture
 async def opened(tmp_path: Path, node: Node) -> Open:
-    migrate.upgrade(tmp_path / "roost.db")
+    fresh_database(tmp_path / "roost.db")
     return opener(tmp_path, node)
 
 

@@ -18,7 +18,8 @@ from roost.accounts.quotas import Quotas
 from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
-from roost.db import migrate, secret
+from roost.api.timing import Durations
+from roost.db import secret
 from roost.db.database import Database
 from roost.db.schema import accounts, tokens
 from roost.gateways.admission import Admission
@@ -34,6 +35,7 @@ from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import Node, until
 
 TOKEN = "t" * 32
@@ -51,9 +53,12 @@ class Plane:
     webhooks: Deliverer
 
 
+_IDLE: list[Litestar] = []  # applications of tests that are over: to make one takes half a second
+
+
 @asynccontextmanager
 async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]:
-    migrate.upgrade(directory / "roost.db")
+    fresh_database(directory / "roost.db")
     node, placement = Node(), SingleNode(Machine(2, 4000))
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)
@@ -74,9 +79,11 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
                 key, scheduler, webhooks.may, webhooks, microvms, quotas,
             )  # fmt: skip
-            app = build(plane)
+            app = _IDLE.pop() if _IDLE else build(plane)
+            app.state.plane, app.state.durations = plane, Durations()
             await until(lambda: live.link.is_up)
             yield Plane(app, node, live, routes, database, scheduler, webhooks)
+            _IDLE.append(app)
 
 
 @dataclass

@@ -6,13 +6,13 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from roost.clock import now_ns
-from roost.db import migrate
 from roost.db.database import Database
 from roost.db.schema import files, revisions, workspaces
 from roost.jobs.live import LiveJobs
 from roost.node.protocol import SaveRequest
 from roost.workspaces import uploads
 from roost.workspaces.collection import DAY, GRACE, Collection, Retention
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import Node, Open, keeping, opener, until
 
 
@@ -23,7 +23,7 @@ async def node() -> Node:
 
 @pytest.fixture
 async def opened(tmp_path: Path, node: Node) -> Open:
-    migrate.upgrade(tmp_path / "roost.db")
+    fresh_database(tmp_path / "roost.db")
     return opener(tmp_path, node)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from roost.db import migrate
 from roost.db.database import Database
 from roost.db.schema import accounts, revisions, workspaces
 from roost.errors import Conflict, Invalid, NotFound
@@ -16,6 +15,7 @@ from roost.jobs.live import LiveJobs
 from roost.node.protocol import SandboxState
 from roost.workspaces import revisions as heads
 from roost.workspaces import uploads, workspace
+from tests.jobs.fresh import fresh_database
 from tests.jobs.memory_node import Node, Open, ended, keeping, opener, order, reread, until
 
 
@@ -26,7 +26,7 @@ async def node() -> Node:
 
 @pytest.fixture
 async def opened(tmp_path: Path, node: Node) -> Open:
-    migrate.upgrade(tmp_path / "roost.db")
+    fresh_database(tmp_path / "roost.db")
     return opener(tmp_path, node)
 
 

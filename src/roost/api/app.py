@@ -7,6 +7,7 @@ A request passes `guard.require_scope`, then its handler reads, does and answers
 from typing import TYPE_CHECKING
 
 from litestar import Litestar, Router
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -198,8 +199,8 @@ SCHEMES: dict[str, SecurityScheme | Reference] = {
 def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     """`gateway` is counted by the metrics."""
 
-    def the_plane() -> ControlPlane:
-        return plane
+    def the_plane(state: State) -> ControlPlane:
+        return state.plane
 
     api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope])
     newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_scope], include_in_schema=False)

@@ -25,8 +25,13 @@ def submission(script: str, pairs: tuple[str, ...], **options: object) -> dict[s
     asked = {names.get(name, name): value for name, value in options.items() if value is not None}
     body: dict[str, object] = {"script": script, "type": "inline", **asked}
     if pairs:
-        body["environment"] = dict(_pair(text) for text in pairs)
+        body["environment"] = pairs_of(pairs)
     return body
+
+
+def pairs_of(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Of KEY=VALUE each. Raises Invalid."""
+    return dict(_pair(text) for text in pairs)
 
 
 def _pair(text: str) -> tuple[str, str]:

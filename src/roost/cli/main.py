@@ -40,6 +40,8 @@ COMMANDS = {
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
     "quota": ("quotas", "quota", "Show and set what accounts may use at a time."),
+    "template": ("templates", "template", "Jobs that are saved with their history."),
+    "schedule": ("templates", "schedule", "Run templates and saved jobs at certain times."),
     "webhook": ("webhooks", "webhook", "Have a URL told of what jobs and sandboxes do."),
     "vm": ("microvms", "vm", "Machines that stay: log in as ubuntu, become root by sudo."),
     "token": ("tokens", "token", "Make, list and revoke API tokens."),
