@@ -230,12 +230,15 @@ async def test_a_stop_and_a_deletion_that_were_acknowledged_are_carried_out_by_t
     async with an_api(tmp_path) as api:
         kept, gone = await created(api, name="kept"), await created(api, name="gone")
         api.node.may_stop.clear()
-        for method, path in (("POST", "/microvms/kept/stop"), ("DELETE", "/microvms/gone")):
-            asking = asyncio.create_task(api.client.request(method, path))
-            await asyncio.sleep(0.1)
-            asking.cancel()
-        assert (await api.json(f"/microvms/{kept}"))["state"] == "stopping"
-        await api.json(f"/microvms/{gone}", 404)
+        asking = [
+            asyncio.create_task(api.client.request(method, path))
+            for method, path in (("POST", "/microvms/kept/stop"), ("DELETE", "/microvms/gone"))
+        ]
+        await until_state(api, kept, "stopping")
+        while (await api.client.get(f"/microvms/{gone}")).status_code != 404:
+            await asyncio.sleep(0.01)
+        for task in asking:
+            task.cancel()
         node = api.node
     async with an_api(tmp_path) as api:
         api.node.__dict__.update(node.__dict__ | {"listeners": api.node.listeners})

@@ -58,7 +58,8 @@ _IDLE: list[Litestar] = []  # applications of tests that are over: to make one t
 
 @asynccontextmanager
 async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]:
-    fresh_database(directory / "roost.db")
+    if not (directory / "roost.db").exists():
+        fresh_database(directory / "roost.db")
     node, placement = Node(), SingleNode(Machine(2, 4000))
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)

@@ -111,18 +111,28 @@ def show(api: Api, name: str, raw: bool) -> None:
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-t", "terminal", is_flag=True, help="A terminal for COMMAND too.")
+@as_json
 @api_options
-def ssh(api: Api, name: str, command: tuple[str, ...], terminal: bool) -> None:
-    """Open a shell as ubuntu in the machine NAME, or run COMMAND there, with a key made for this one call."""
+def ssh(api: Api, name: str, command: tuple[str, ...], terminal: bool, raw: bool) -> None:
+    """Open a shell as ubuntu in the machine NAME, or run COMMAND there, with a key made for this one call.
+
+    --json prints host, port and a key and does not connect.
+    """
+    if raw:
+        return print_json(_access(api, name))
     program = shutil.which("ssh")
     if program is None:
         raise SetupMissing("there is no ssh here; install it (Debian: apt-get install openssh-client)")
-    id = api.call("GET", _path(name))["id"]
-    access = api.call("POST", f"/api/v1/mags-jobs/{id}/access", {"port": 22}, timeout=WAKE_WITHIN) | {"ssh_user": USER}
+    access = _access(api, name)
     with tempfile.TemporaryDirectory(prefix="roost-ssh-") as place:  # mode 0700
         words = ssh_words(program, access, Path(place), ["-t"] if terminal else [], command)
         write_access(access, Path(place))
         sys.exit(execute(words))
+
+
+def _access(api: Api, name: str) -> Json:
+    id = api.call("GET", _path(name))["id"]
+    return api.call("POST", f"/api/v1/mags-jobs/{id}/access", {"port": 22}, timeout=WAKE_WITHIN) | {"ssh_user": USER}
 
 
 def _act(api: Api, name: str, verb: str, raw: bool) -> None:
