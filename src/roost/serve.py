@@ -19,6 +19,7 @@ import uvloop
 from structlog.typing import FilteringBoundLogger
 
 from roost import listening
+from roost.accounts.audit import Audit
 from roost.accounts.identity import identity_of
 from roost.accounts.quotas import Quotas, defaults
 from roost.accounts.tokens import Tokens, ensure_account
@@ -86,6 +87,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
                 Deliverer(database, key, outward) as webhooks,
+                Audit(database, settings.audit_days) as audit,
                 MicroVMs(database, key, live) as microvms,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
@@ -108,6 +110,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                     webhooks,
                     microvms,
                     quotas,
+                    audit,
                 )
                 async with http_gateway(routes, node, settings) as gateway:
                     await _run(plane, listener, gateway)

@@ -36,6 +36,7 @@ class ServeSettings:
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
     registries: tuple[str, ...] = ()  # of images, besides the public ones; http://HOST for one without TLS
     default_quotas: tuple[str, ...] = ()  # NAME=VALUE, of every account but the first
+    audit_days: int = 90  # that entries of the audit log are kept; 0: for ever
     allow_private: tuple[str, ...] = ()  # hosts and networks that users may have Roost connect to though not public
 
     oidc_issuer: str | None = None  # of an OpenID provider, whose users may log in

@@ -115,3 +115,12 @@ def test_quotas_are_set_shown_and_hold(roost: RunningRoost) -> None:
     assert '"running": 100000' in said("show", "default", "--json")
     said("set", "default")
     assert "100000" not in said("show")
+
+
+def test_the_audit_log_tells_who_did_what(roost: RunningRoost) -> None:
+    job = roost.api.submit("true")
+    roost.api.wait(job)
+    told = eventually(
+        lambda: (said := roost.command("audit", "--resource", job).stdout.decode()) and job in said and said
+    )
+    assert "token credentials.json" in told and "POST /mags-jobs" in told

@@ -12,6 +12,7 @@ from argon2.profiles import CHEAPEST
 from litestar import Litestar
 from sqlalchemy import insert
 
+from roost.accounts.audit import Audit
 from roost.accounts.identity import identity_of
 from roost.accounts.passwords import Passwords
 from roost.accounts.quotas import Quotas
@@ -78,7 +79,7 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
             identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler, webhooks.may, webhooks, microvms, quotas,
+                key, scheduler, webhooks.may, webhooks, microvms, quotas, Audit(database),
             )  # fmt: skip
             app = _IDLE.pop() if _IDLE else build(plane)
             app.state.plane, app.state.durations = plane, Durations()

@@ -4,7 +4,7 @@ A request passes `guard.require_scope`, then its handler reads, does and answers
 `errors.py`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -19,6 +19,7 @@ from roost.api import (
     about,
     access,
     aliases,
+    audit,
     cron,
     errors,
     exec_stream,
@@ -46,6 +47,7 @@ from roost.api import (
     workspace_files,
     workspaces,
 )
+from roost.api.auditing import audited
 from roost.api.bodies import MAX_BODY
 from roost.api.guard import COOKIE, require_scope
 from roost.api.plane import ControlPlane
@@ -128,6 +130,7 @@ ROUTES = [
     cron.change,  #         PATCH  /mags-cron/{id}
     cron.remove,  #         DELETE /mags-cron/{id}
     cron.list_runs,  #      GET    /mags-cron/{id}/runs
+    audit.list_entries,  #  GET    /audit
     quotas.show_own,  #     GET    /quotas
     quotas.show,  #         GET    /accounts/{id}/quotas
     quotas.change,  #       PUT    /accounts/{id}/quotas
@@ -202,8 +205,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     def the_plane(state: State) -> ControlPlane:
         return state.plane
 
-    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope])
-    newer = Router("/api/v2", route_handlers=[*ROUTES], guards=[require_scope], include_in_schema=False)
+    held: dict[str, Any] = {"route_handlers": [*ROUTES], "guards": [require_scope], "middleware": [audited]}
+    api, newer = Router("/api/v1", **held), Router("/api/v2", **held, include_in_schema=False)
     pages = [login_pages.login_page, login_pages.log_in, login_pages.log_out]
     pages += [login_pages.device_page, login_pages.decide_device]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])

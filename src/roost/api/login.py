@@ -230,6 +230,9 @@ async def ask_device(plane: Plane, data: DeviceQuestion) -> Response[Any]:
 
 async def begin_session(request: Anybody, plane: ControlPlane, user: User) -> Cookie:
     """Always another than the browser had: one that was planted there is worth nothing after a login."""
+    address = guard.client_address(request)
+    told = {"actor": f"user {user.name}", "action": "login", "address": address, "status": 200}
+    await plane.audit.record(account_id=user.account_id, **told)
     return session_cookie(request, await plane.identity.sessions.begin(user.id, guard.session_cookie(request)))
 
 

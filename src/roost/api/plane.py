@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from litestar.params import Dependency
 
+from roost.accounts.audit import Audit
 from roost.accounts.identity import Identity
 from roost.accounts.quotas import Quotas
 from roost.accounts.tokens import Tokens
@@ -43,6 +44,7 @@ class ControlPlane:
     webhooks: Deliverer
     microvms: MicroVMs
     quotas: Quotas
+    audit: Audit
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -103,6 +103,7 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
         ),
+        click.option("--audit-days", type=click.IntRange(min=0), default=90, show_default=True, help="0: for ever."),
         click.option(
             "--default-quota", "default_quotas", multiple=True, metavar="NAME=N", help="Of accounts; repeatable."
         ),

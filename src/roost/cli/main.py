@@ -39,6 +39,7 @@ COMMANDS = {
     "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
+    "audit": ("audit", "audit", "Show who did what in your account."),
     "quota": ("quotas", "quota", "Show and set what accounts may use at a time."),
     "template": ("templates", "template", "Jobs that are saved with their history."),
     "schedule": ("templates", "schedule", "Run templates and saved jobs at certain times."),

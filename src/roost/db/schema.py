@@ -116,6 +116,22 @@ devices = Table(  # that ask to be logged in, until that is decided or too late
     Index("devices_by_end", "expires_ns"),
 )
 
+audit = Table(  # who did what; rows are added and, when they are old, deleted
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("resource", String),
+    Column("address", String, nullable=False),
+    Column("status", Integer, nullable=False),
+    Index("audit_of_account", "account_id", "id"),
+    Index("audit_by_age", "at_ns"),
+    sqlite_autoincrement=True,
+)
+
 quotas = Table(  # accounts that have limits of their own; none in a column: the installation's default
     "quotas",
     metadata,

@@ -63,6 +63,20 @@ class AliasList(TypedDict):
     total: int
 
 
+class AuditEntry(TypedDict):
+    id: int
+    at: str
+    actor: str
+    action: str
+    resource: str | None
+    address: str
+    status: int
+
+
+class AuditPage(TypedDict):
+    entries: list[AuditEntry]
+
+
 class BegunRun(TypedDict):
     request_id: str
     id: str

@@ -22,6 +22,7 @@ from asyncssh.kex import get_kex_algs
 from asyncssh.packet import SSHPacket
 from structlog.typing import FilteringBoundLogger
 
+from roost.accounts.audit import Audit
 from roost.errors import RoostError
 from roost.gateways.ssh import forwarding, keys
 from roost.gateways.ssh.keys import Grant
@@ -196,6 +197,7 @@ class Login(asyncssh.SSHServer):
         if not self._gateway.admit(self, grant.account_id, grant.key_id):
             return self.leave("your account has too many SSH connections; close some")
         keys.record_use(self._gateway.database, grant.key_id)
+        self._record_login(grant)
         if self._user == LOBBY and self._own_job is None:
             return None
         job_seq = self._own_job if grant.job_seq is None else grant.job_seq
@@ -205,6 +207,18 @@ class Login(asyncssh.SSHServer):
         )
         self._waking = asyncio.create_task(self._wake(self._visit))
         return None
+
+    def _record_login(self, grant: keys.Grant) -> None:
+        assert self._connection
+        address = self._connection.get_extra_info("peername")
+        Audit(self._gateway.database).record_soon(
+            account_id=grant.account_id,
+            actor=f"key {grant.key_id}" if grant.key_id else "key of a microVM",
+            action="ssh login",
+            resource=self._user,
+            address=str(address[0]) if address else "unknown",
+            status=200,
+        )
 
     async def _wake(self, visit: Visit) -> None:
         """At once, beside the client's next request, which meets the same error and can tell it."""

@@ -1,0 +1,100 @@
+"""The audit log tells who did what, from where and with what outcome, and nothing of what it was."""
+
+import httpx
+from litestar.handlers import HTTPRouteHandler
+from sqlalchemy import select, update
+
+from roost.accounts.audit import Audit
+from roost.api.app import ROUTES
+from roost.api.auditing import SAFE, is_audited
+from roost.clock import now_ns
+from roost.db.schema import audit
+from tests.jobs.memory_node import until
+from tests.workspaces.conftest import JOBS, Api
+
+
+async def entries(api: Api, **query: object) -> list[dict[str, object]]:
+    return (await api.json("/audit", params=query))["entries"]  # type: ignore[return-value]
+
+
+async def test_what_changes_something_is_told_with_its_maker_and_what_was_made(api: Api) -> None:
+    made = await api.json("/tokens", 201, "POST", json={"name": "ci", "scope": "run"})
+    (entry,) = await entries(api)
+    assert (entry["actor"], entry["action"], entry["status"]) == ("token credentials.json", "POST /tokens", 201)
+    assert entry["resource"] == str(made["id"])
+    assert entry["address"] == "127.0.0.1"
+    assert str(made["token"]) not in str(entry)
+
+
+async def test_submissions_and_stops_are_told_and_reading_is_not(api: Api) -> None:
+    await api.run(name="told", environment={"KEY": "hidden-value"})
+    await api.json(f"{JOBS}/told/status")
+    await api.json(f"{JOBS}/told/stop", 200, "POST")
+
+    async def both() -> bool:
+        return len(await entries(api)) == 2
+
+    await until(both)
+    stop, submission = await entries(api)
+    assert (stop["action"], stop["resource"]) == ("POST /mags-jobs/{id}/stop", "told")
+    assert submission["action"] == "POST /mags-jobs"
+    assert submission["resource"] == (await api.json(f"{JOBS}/told"))["request_id"]
+    assert "hidden-value" not in str(await api.database.read(select(audit)))
+
+
+async def test_refusals_are_told_with_their_status(api: Api) -> None:
+    await api.client.delete("/webhooks/none")
+    (entry,) = await entries(api)
+    assert (entry["action"], entry["resource"], entry["status"]) == ("DELETE /webhooks/{id}", "none", 404)
+
+
+async def test_it_is_filtered_and_read_page_by_page(api: Api) -> None:
+    for number in range(5):
+        await api.client.delete(f"/webhooks/w{number}")
+    assert [one["resource"] for one in await entries(api, limit=2)] == ["w4", "w3"]
+    last = (await entries(api, limit=2))[-1]["id"]
+    assert [one["resource"] for one in await entries(api, limit=2, before=last)] == ["w2", "w1"]
+    assert [one["resource"] for one in await entries(api, resource="w3")] == ["w3"]
+    assert await entries(api, action="POST /tokens") == []
+    assert len(await entries(api, action="DELETE /webhooks", actor="token ")) == 5
+    assert await entries(api, action="%") == []
+
+
+async def test_another_account_sees_its_own_alone(api: Api, stranger: httpx.AsyncClient) -> None:
+    await api.client.delete("/webhooks/mine")
+    assert (await stranger.get("/audit")).json() == {"entries": []}
+
+
+async def test_only_admins_read_it(api: Api) -> None:
+    made = await api.json("/tokens", 201, "POST", json={"name": "low", "scope": "run"})
+    answer = await api.client.get("/audit", headers={"Authorization": f"Bearer {made['token']}"})
+    assert answer.status_code == 403
+
+
+async def test_what_is_old_goes(api: Api) -> None:
+    await api.client.delete("/webhooks/old")
+    await api.database.write(update(audit).values(at_ns=now_ns() - 91 * 24 * 3600 * 10**9))
+    await api.client.delete("/webhooks/new")
+    await Audit(api.database, 90).forget_old()
+    assert [one["resource"] for one in await entries(api)] == ["new"]
+
+
+async def test_names_that_others_choose_are_cut(api: Api) -> None:
+    await api.client.delete("/webhooks/" + "x" * 5000)
+    (entry,) = await entries(api)
+    assert len(str(entry["resource"])) == 200
+
+
+async def test_logins_are_told(api: Api) -> None:
+    await api.json("/users", 201, "POST", json={"name": "alice", "password": "correct horse battery"})
+    credentials = {"user": "alice", "password": "correct horse battery"}
+    assert (await api.client.post("/login", json=credentials, headers={"Authorization": ""})).status_code == 200
+    rows = [row for row in await api.database.read(select(audit)) if row.action == "login"]
+    assert [(row.actor, row.status) for row in rows] == [("user alice", 200)]
+
+
+def test_every_call_that_changes_something_is_audited() -> None:
+    for handler in ROUTES:
+        if isinstance(handler, HTTPRouteHandler):
+            for method in handler.http_methods - set(SAFE):
+                assert is_audited(handler, str(method))
