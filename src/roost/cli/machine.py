@@ -104,6 +104,12 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
             "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
         ),
         click.option(
+            "--otlp-endpoint",
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            metavar="URL",
+            help="Receiver of traces (OTLP).",
+        ),
+        click.option(
             "--default-quota", "default_quotas", multiple=True, metavar="NAME=N", help="Of accounts; repeatable."
         ),
         click.option(

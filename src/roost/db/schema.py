@@ -172,6 +172,7 @@ jobs = Table(
     Column("log_id", String),  # the first sandbox's id, whose log all of them continue; none before the first wake
     Column("stateful", Boolean, nullable=False, server_default=text("0")),  # it has a directory /workspace
     Column("image_source", String),  # a registry's reference: the node pulls the image if it does not have it
+    Column("trace", String),  # `traceparent` of what submitted it
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
