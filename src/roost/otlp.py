@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from structlog.typing import FilteringBoundLogger
 
 from roost import __version__
-from roost.errors import Invalid
+from roost.errors import Invalid, RoostError
 from roost.tracing import CURRENT, NOTHING, Attributes, Kind
 
 LAST_SPANS = 2.0  # seconds that the receiver has at the end
@@ -139,7 +139,7 @@ class Recorded:
         if self._token is not None:
             CURRENT.reset(self._token)
         if error is not None:
-            self.fail(f"{type(error).__name__}: {error}")
+            self.fail(str(error) if isinstance(error, RoostError) else type(error).__name__)  # others may hold secrets
         self._span.end()
 
 
