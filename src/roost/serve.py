@@ -40,6 +40,7 @@ from roost.gateways.ssh.gateway import SshGateway
 from roost.gateways.tls.gateway import https
 from roost.jobs.idle import Patience
 from roost.jobs.live import LiveJobs
+from roost.jobs.microvms import MicroVMs
 from roost.jobs.scheduler import Scheduler
 from roost.outward import allowed
 from roost.sandboxes.images import Images
@@ -91,6 +92,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
                 Deliverer(database, key, outward) as webhooks,
+                MicroVMs(database, key, live) as microvms,
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
                 tokens, images = Tokens(database), Images(node)
@@ -110,6 +112,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                     scheduler,
                     outward,
                     webhooks,
+                    microvms,
                     quotas,
                 )
                 async with http_gateway(routes, node, settings, tracer) as gateway:

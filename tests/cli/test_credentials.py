@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from roost import instance
-from roost.cli import config
-from roost.cli.config import Login
-from roost.cli.connection import TOKEN_VARIABLES, URL_VARIABLES, find_credentials
+from roost import instance, logins
+from roost.credentials import TOKEN_VARIABLES, URL_VARIABLES, find_credentials
 from roost.errors import Conflict, Invalid, NotFound, Unauthenticated
 from roost.instance import Credentials
+from roost.logins import Login
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def mags_login(machine: Path, **values: str) -> None:
 
 @pytest.mark.parametrize("name", URL_VARIABLES)
 def test_every_name_of_the_variables_counts(machine: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    config.save(Login("http://kept", "kept"))
+    logins.save(Login("http://kept", "kept"))
     monkeypatch.setenv(name, "http://far")
     monkeypatch.setenv("MAGS_TOKEN", "t")
     assert find_credentials(None, None, None) == Credentials("http://far", "t")
@@ -106,7 +105,7 @@ def test_a_login_comes_before_the_local_instance_and_after_everything_said(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = running_instance(machine, 0, "default")
-    config.save(Login("http://kept", "kept"))
+    logins.save(Login("http://kept", "kept"))
     assert find_credentials(None, None, None) == Credentials("http://kept", "kept")
     assert find_credentials(None, None, machine / "default") == local
     monkeypatch.setenv("ROOST_API_TOKEN", "other")
@@ -115,7 +114,7 @@ def test_a_login_comes_before_the_local_instance_and_after_everything_said(
 
 def test_a_kept_token_is_sent_to_its_own_url_alone(machine: Path) -> None:
     local = running_instance(machine, 0, "default")
-    config.save(Login("http://kept/", "kept"))
+    logins.save(Login("http://kept/", "kept"))
     mags_login(machine, url="http://mags", api_token="older")
     assert find_credentials("http://kept", None, None) == Credentials("http://kept", "kept")
     assert find_credentials("http://mags", None, None) == Credentials("http://mags", "older")

@@ -368,7 +368,7 @@ class RunningRoost:
     def command(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
         """A `roost` command against this instance, to its end."""
         words = [*arguments]
-        at = 2 if words[0] in ("image", "quota", "schedule", "template", "webhook", "workspace") else 1
+        at = 2 if words[0] in ("image", "quota", "schedule", "template", "vm", "webhook", "workspace") else 1
         at = 3 if words[:2] == ["url", "alias"] else at
         words[at:at] = ["--state", str(self.state)]
         options = {"capture_output": True, "timeout": 60, "env": clean_environment()} | more

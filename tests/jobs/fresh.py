@@ -8,7 +8,9 @@ from roost.db import migrate
 
 
 def fresh_database(file: Path) -> None:
-    file.write_bytes(_made())
+    """One that is there stays."""
+    if not file.exists():
+        file.write_bytes(_made())
 
 
 @cache

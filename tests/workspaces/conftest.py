@@ -28,6 +28,7 @@ from roost.gateways.hosts import hosts_of
 from roost.gateways.routes import SIGNED_LINKS, Routes
 from roost.gateways.ssh.gateway import SshGateway
 from roost.jobs.live import LiveJobs
+from roost.jobs.microvms import MicroVMs
 from roost.jobs.scheduler import Scheduler
 from roost.outward import allowed
 from roost.sandboxes.images import Images
@@ -59,7 +60,8 @@ _IDLE: list[Litestar] = []  # applications of tests that are over: to make one t
 
 @asynccontextmanager
 async def control_plane(directory: Path, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[Plane]:
-    fresh_database(directory / "roost.db")
+    if not (directory / "roost.db").exists():
+        fresh_database(directory / "roost.db")
     node, placement = Node(), SingleNode(Machine(2, 4000))
     async with Database(directory / "roost.db") as database:
         await ensure_account(database, TOKEN)
@@ -70,6 +72,7 @@ async def control_plane(directory: Path, tracer: Tracer = OFF, **options: Any) -
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
             Scheduler(database, key, live, node) as scheduler,  # type: ignore[arg-type]
             Deliverer(database, key, allowed(["127.0.0.1"])) as webhooks,
+            MicroVMs(database, key, live) as microvms,
         ):
             routes = Routes(database, live, hosts_of(settings), Admission(key.derive(SIGNED_LINKS)))
             ssh = SshGateway(settings, database, live, node)  # type: ignore[arg-type]
@@ -77,7 +80,7 @@ async def control_plane(directory: Path, tracer: Tracer = OFF, **options: Any) -
             identity = identity_of(database, tokens, key, settings, Passwords(CHEAPEST))
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
-                key, scheduler, webhooks.may, webhooks, quotas,
+                key, scheduler, webhooks.may, webhooks, microvms, quotas,
             )  # fmt: skip
             app = _IDLE.pop() if _IDLE else build(plane)
             app.state.plane, app.state.durations = plane, Durations()

@@ -30,6 +30,7 @@ from roost.api import (
     mags,
     members,
     metrics,
+    microvms,
     proxy_targets,
     quotas,
     saved_jobs,
@@ -94,6 +95,15 @@ ROUTES = [
     saved_jobs.run_command,  # POST /jobs/{id}/ssh
     saved_jobs.cancel,  #   POST   /jobs/{id}/cancel
     saved_jobs.details,  #  GET    /jobs/{id}/details
+    microvms.create,  #     POST   /microvms
+    microvms.list_microvms,  # GET /microvms
+    microvms.show,  #       GET    /microvms/{id}
+    microvms.remove,  #     DELETE /microvms/{id}
+    microvms.ssh_connection,  # GET /microvms/{id}/ssh-connection
+    microvms.download_key,  # GET  /microvms/{id}/ssh-keys/download
+    microvms.start,  #      POST   /microvms/{id}/start
+    microvms.stop,  #       POST   /microvms/{id}/stop
+    microvms.restart,  #    POST   /microvms/{id}/restart
     proxy_targets.create,  # POST  /proxy-targets
     proxy_targets.list_targets,  # GET /proxy-targets
     proxy_targets.show,  #  GET    /proxy-targets/{id}

@@ -4,12 +4,14 @@ The framework's own forms are complete before a handler runs, in memory or on di
 parser with limits) is used here directly instead.
 """
 
+import importlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
-import multipart
-
 from roost.errors import Invalid, TooLarge
+
+# python-multipart, which mcp needs, has a package of that name, too: it hands this module on, untyped
+multipart: Any = importlib.import_module("multipart")
 
 MAX_PARTS = 16
 MAX_OTHERS = 64 * 1024  # bytes of everything but the file: other fields, headers, boundaries
@@ -22,7 +24,7 @@ class Form:
 
     def __init__(self, content_type: str, body: AsyncIterator[bytes], limit: int) -> None:
         """`limit`: bytes of the file. Raises Invalid for anything but a multipart form."""
-        parse = cast(Any, multipart).parse_options_header
+        parse = multipart.parse_options_header
         kind, options = cast("tuple[str, dict[str, str]]", parse(content_type))
         boundary = options.get("boundary", "")
         if kind.lower() != "multipart/form-data" or not 0 < len(boundary) <= MAX_BOUNDARY:
@@ -36,7 +38,7 @@ class Form:
         others = 0
         async for event in self._events:
             if isinstance(event, multipart.MultipartSegment):
-                segment = cast(Any, event)
+                segment = event
                 if segment.name == "file":
                     return segment.filename or ""
             others += len(event) if isinstance(event, bytes) else 0

@@ -12,6 +12,7 @@ from roost.db.database import Database
 from roost.db.secret import Secret
 from roost.gateways.routes import Routes
 from roost.jobs.live import LiveJobs
+from roost.jobs.microvms import MicroVMs
 from roost.jobs.scheduler import Scheduler
 from roost.outward import Allowed
 from roost.sandboxes.images import Images
@@ -40,6 +41,7 @@ class ControlPlane:
     scheduler: Scheduler
     outward: Allowed  # where users may have Roost itself connect to
     webhooks: Deliverer
+    microvms: MicroVMs
     quotas: Quotas
 
 

@@ -12,6 +12,7 @@ import urllib.parse
 
 import click
 
+from roost.chromium import MEMORY_MB, PORT, SCRIPT
 from roost.cli.answers import as_json, print_json
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB
@@ -19,23 +20,10 @@ from roost.cli.paths import JOBS, path_of
 from roost.cli.starting import FINAL, started
 from roost.errors import Invalid, NotFound, RoostError, Unauthenticated
 
-PORT = 9222  # DevTools'
 WITHIN = 120.0  # seconds; clients give a browser as long
 LOOK_AGAIN = 0.2  # seconds
 ANSWER_WITHIN = 2.0  # seconds; the gateway itself waits for the port, but what ended will never listen
 WAKE_WITHIN = 60.0  # seconds
-MEMORY_MB = 2048
-# It listens on loopback, where the gateway reaches it. Its own sandbox needs namespaces, which ours denies; ours is the
-# boundary. `exec` makes its exit the script's.
-SCRIPT = """\
-chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome) || {
-    echo 'there is no chromium in this image' >&2
-    exit 127
-}
-rm -f /root/.chromium/Singleton*
-exec "$chromium" --headless=new --no-sandbox --disable-dev-shm-usage --disable-gpu --no-first-run \\
-    --remote-debugging-port=9222 --user-data-dir=/root/.chromium about:blank
-"""
 
 
 @click.command()

@@ -8,13 +8,13 @@ import webbrowser
 
 import click
 
-from roost import instance
-from roost.cli import config
+from roost import instance, logins
 from roost.cli.answers import as_json, print_json, word
-from roost.cli.config import Login
-from roost.cli.connection import TOKEN_VARIABLES, URL_VARIABLES, Api, Json, api_options
+from roost.cli.connection import Api, Json, api_options
+from roost.credentials import TOKEN_VARIABLES, URL_VARIABLES
 from roost.errors import Invalid, RoostError, Unauthenticated
 from roost.instance import Credentials
+from roost.logins import Login
 
 WHOAMI = "/api/v1/whoami"
 LOCAL = "http://127.0.0.1:8484"  # where `roost up` listens, unless it is told otherwise
@@ -41,7 +41,7 @@ def login(url: str | None, token: str | None, scope: str | None, no_browser: boo
         token = str(click.prompt("API token", hide_input=True, err=True))
     token = token.strip()
     who = Api(Credentials(url, token)).call("GET", WHOAMI)
-    place = config.save(Login(url, token, who["account"]))
+    place = logins.save(Login(url, token, who["account"]))
     print_json(who) if raw else click.echo(f"Logged in at {url} as {_described(who)}; kept in {place}")
     if any(os.environ.get(name) for name in TOKEN_VARIABLES):
         click.echo(f"roost: {' or '.join(TOKEN_VARIABLES)} is set and comes before this login", err=True)
@@ -51,7 +51,7 @@ def login(url: str | None, token: str | None, scope: str | None, no_browser: boo
 @as_json
 def logout(raw: bool) -> None:
     """Log out: end the token that `roost login` got by a browser, and forget it here."""
-    kept = config.load()
+    kept = logins.load()
     if kept is None:
         raise Unauthenticated("you are not logged in; `roost login` logs in")
     ended = False
@@ -62,7 +62,7 @@ def logout(raw: bool) -> None:
         ended, left = True, ""  # before
     except RoostError as error:
         left = f"; the server could not be told, so the token is good until it expires: {error}"
-    config.delete()
+    logins.delete()
     print_json({"url": kept.url, "revoked": ended}) if raw else click.echo(f"Logged out of {kept.url}{left}")
 
 
@@ -119,7 +119,7 @@ def _url() -> str:
     """Of the environment, of the last login, of the instance that runs here."""
     if named := _set(*URL_VARIABLES):
         return named
-    if kept := config.load():
+    if kept := logins.load():
         return kept.url
     states = sorted(set(instance.known_states()))
     if len(states) == 1:

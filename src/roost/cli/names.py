@@ -6,7 +6,8 @@ Nothing is said where that fails, and a server that does not answer soon is not 
 import click
 from click.shell_completion import CompletionItem
 
-from roost.cli.connection import Api, Json, find_credentials
+from roost.cli.connection import Api, Json
+from roost.credentials import find_credentials
 from roost.errors import RoostError
 
 WITHIN = 2.0  # seconds

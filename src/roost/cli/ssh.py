@@ -63,7 +63,7 @@ def ssh(
     with tempfile.TemporaryDirectory(prefix="roost-ssh-") as place:  # mode 0700
         words = ssh_words(program, access, Path(place), flags, command)
         write_access(access, Path(place))
-        sys.exit(_run(words))
+        sys.exit(execute(words))
 
 
 def _access(api: Api, name: str) -> Json:
@@ -92,7 +92,7 @@ def write_access(access: Json, place: Path) -> None:
     (place / "known_hosts").write_text(f"{ALIAS} {access['host_key']}\n")
 
 
-def _run(words: list[str]) -> int:
+def execute(words: list[str]) -> int:
     """ssh's exit status. Ctrl-C is for what runs in the sandbox; ours is to remove the key afterwards."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import click
 
-from roost.cli import config
+from roost import logins
 from roost.cli.answers import as_json, print_json, print_table, word
-from roost.cli.config import Login
 from roost.cli.connection import MAX_ANSWER, Api, Interrupted, Json, api_options
 from roost.errors import RoostError
+from roost.logins import Login
 
 ACCOUNTS = "/api/v1/accounts"
 MEMBERS = "/api/v1/members"
@@ -108,8 +108,8 @@ def role(api: Api, user: str, role: str, team: str | None, raw: bool) -> None:
 def use(api: Api, name: str, raw: bool) -> None:
     """Let later commands act in the account NAME; needs `roost login`."""
     answer = api.call("POST", "/api/v1/switch", {"account": name})
-    if (kept := config.load()) and kept.url.rstrip("/") == api.url.rstrip("/"):
-        config.save(Login(kept.url, kept.token, answer["name"]))
+    if (kept := logins.load()) and kept.url.rstrip("/") == api.url.rstrip("/"):
+        logins.save(Login(kept.url, kept.token, answer["name"]))
     print_json(answer) if raw else click.echo(f"Commands act in {word(answer['name'])} ({word(answer['role'])})")
 
 

@@ -173,6 +173,8 @@ jobs = Table(
     Column("stateful", Boolean, nullable=False, server_default=text("0")),  # it has a directory /workspace
     Column("image_source", String),  # a registry's reference: the node pulls the image if it does not have it
     Column("trace", String),  # `traceparent` of what submitted it
+    Column("login", String),  # of a microVM: the user that its sandbox has besides root
+    Column("halted", Boolean, nullable=False, server_default=text("0")),  # it is cold, or to be, until it is started
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
@@ -300,6 +302,29 @@ ssh_ports = Table(  # of the gateway that belong to one job; they go when it has
     Column("port", Integer, primary_key=True),
     Column("job_seq", Integer, ForeignKey("jobs.seq"), nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
+)
+
+microvms = Table(  # each is a persistent job of the same id
+    "microvms",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("key_generated", Boolean, nullable=False),
+    Column("private_key", LargeBinary),  # sealed; erased before it is told, once
+    Column("created_ns", BigInteger, nullable=False),
+    Column("removed_ns", BigInteger),  # since then it is not there for its owner; the row goes when all is removed
+    Index("microvms_of_account", "account_id", "created_ns"),
+)
+
+microvm_keys = Table(  # who may log in; a key may be of many
+    "microvm_keys",
+    metadata,
+    Column("microvm_id", String, ForeignKey("microvms.id", ondelete="CASCADE"), primary_key=True),
+    Column("public_key", LargeBinary, primary_key=True),  # as on the wire (RFC 4253, 6.6)
+    Column("generated", Boolean, nullable=False),  # here, so that it is of this one alone
+    Index("microvms_of_key", "public_key"),
+    sqlite_with_rowid=False,
 )
 
 webhooks = Table(

@@ -84,6 +84,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stateful: bool = False  # it has a directory /workspace
     image_source: str | None = None  # a registry's reference: the node pulls the image if it does not have it
     trace: str | None = None  # `traceparent` of what submitted it; None: nothing was traced then
+    login: str | None = None  # of a microVM: the user that its sandbox has besides root
+    halted: bool = False  # cold, or on its way there, and nobody's use wakes it
 
     @property
     def log(self) -> str:
@@ -131,6 +133,7 @@ class Keeping:
     startup_command: str | None = None
     idle_seconds: float | None = None  # None: the installation's
     stateful: bool = False  # it has a directory /workspace
+    login: str | None = None  # of a microVM: the user that its sandbox has besides root
 
 
 @dataclass(frozen=True)
@@ -336,8 +339,9 @@ async def newest(database: Database, account_id: int, page: int, page_size: int)
 
 async def unfinished(database: Database) -> list[Job]:
     """In the order in which they were accepted; those that sleep cold are not among them, unless they should not."""
+    wakeful = and_(jobs.c.no_sleep, ~jobs.c.halted)
     sleeping = jobs.c.status == "sleeping"
-    stirring = and_(sleeping, or_(jobs.c.depth != "cold", jobs.c.no_sleep))
+    stirring = and_(sleeping, or_(jobs.c.depth != "cold", wakeful))
     query = _jobs().where(or_(jobs.c.status.in_(("pending", "running")), stirring)).order_by(jobs.c.seq)
     return [_job(row) for row in await database.read(query)]
 

@@ -315,6 +315,7 @@ class LiveJobs:
             raise Conflict(f"job {job.name!r} is not running: its script has ended, and it is not persistent")
         if run.stop_requested:
             raise Conflict(f"job {job.name!r} is being stopped")
+        _require_unhalted(job)
 
     async def _roused(self, job: Job) -> Run:
         """A job without a run: it sleeps cold, or has ended."""
@@ -324,6 +325,7 @@ class LiveJobs:
         if job.final or job.seq in self._ending:
             how = f": {job.error}" if job.error else ""
             raise Conflict(f"job {job.name!r} is not running (status: {job.status}{how}); submit it again")
+        _require_unhalted(job)
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; try again after its restart")
         await self._require_room(job)
@@ -343,7 +345,7 @@ class LiveJobs:
     def _went_cold(self, run: Run, job: Job) -> None:
         """From here on the job is another sandbox's; the old one is only forgotten."""
         self._leave(run)
-        if self._closing:
+        if self._closing or job.halted:
             return
         if run.wake_wanted and not job.no_sleep:
             self._rouse(job)
@@ -354,7 +356,8 @@ class LiveJobs:
         restarts = 0 if run.lived > sleep.LIVED else run.restarts + 1
         await asyncio.sleep(sleep.pause_before_restart(run, run.restarts))
         job = await jobs.reread(self._means.database, job)
-        if job.status == "sleeping" and not self._closing and job.seq not in {*self._present, *self._ending}:
+        wanted = job.status == "sleeping" and not job.halted
+        if wanted and not self._closing and job.seq not in {*self._present, *self._ending}:
             self._rouse(job, restarts)
 
     async def sleep(self, job: Job, depth: Depth, within: float) -> Job:
@@ -399,9 +402,55 @@ class LiveJobs:
         run = self._present.get(job.seq)
         if run is not None:
             run.become(**settings)
-        if job.no_sleep and job.status == "sleeping":
+        if job.no_sleep and job.status == "sleeping" and not job.halted:
             await self.awake(job, WAKE_LIMIT)
         return self.as_now(await jobs.reread(self._means.database, job))
+
+    async def halt(self, job: Job, within: float) -> Job:
+        """Goes cold and stays so, whatever anybody asks of it, until `resume`; the job after at most `within` seconds.
+
+        The wish is durable first, and what is left of it is done after any crash. Raises Conflict for a job that ended.
+        """
+        run = await self._set_halted(job, True)
+        if run is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(run.left.wait(), within)
+        return self.as_now(await jobs.reread(self._means.database, job))
+
+    async def resume(self, job: Job, within: float) -> Job:
+        """The end of `halt`: it begins anew from its files, unless it still runs.
+
+        Raises Conflict, Asleep; NoCapacity and Invalid for its account's quota, and then it is halted.
+        """
+        await self._set_halted(job, False)
+        try:
+            await self.awake(job, within)
+        except (NoCapacity, Invalid):  # its account's quota
+            await self._set_halted(job, True)
+            raise
+        return self.as_now(await jobs.reread(self._means.database, job))
+
+    async def restart(self, job: Job, within: float) -> Job:
+        """Its sandbox ends and another one begins from its files. Raises Conflict, Asleep: it goes on by itself."""
+        run = self._present.get(job.seq)
+        if run is not None and not job.halted and run.state is not None:
+            run.sleep("cold", automatic=False)
+            try:
+                await asyncio.wait_for(run.left.wait(), within)
+            except TimeoutError:
+                raise Asleep(f"{job.name!r} is on its way to be restarted; look at its state") from None
+        return await self.resume(job, within)
+
+    async def _set_halted(self, job: Job, halted: bool) -> Run | None:
+        await jobs.change(self._means.database, job, halted=halted)
+        job = await jobs.reread(self._means.database, job)
+        if job.final:
+            raise Conflict(f"{job.name!r} has ended (status: {job.status}); delete it, and create another one")
+        run = self._present.get(job.seq)
+        if run is not None:
+            run.become(halted=halted)
+            run.note()
+        return run
 
     async def _save_before_sleep(self, run: Run) -> None:
         if run.job.workspace is not None and (await revisions.pin(self._means.database, run.job)).upload:
@@ -637,6 +686,11 @@ class LiveJobs:
         for run in self._runs.values():
             run.attached.set()  # nobody waits any longer for what begins after the next start
         log.info("jobs.shut_down", left=len(self._runs), milliseconds=(now_ns() - begun) // 1_000_000)
+
+
+def _require_unhalted(job: Job) -> None:
+    if job.halted:
+        raise Conflict(f"microVM {job.name!r} is stopped; start it with POST /api/v1/microvms/{job.request_id}/start")
 
 
 def _use_of(job: Job) -> Use:

@@ -127,7 +127,8 @@ class Run:
     def awake(self) -> bool:
         """Whether its sandbox can be entered right now."""
         state = self.state
-        return self.serves and state is not None and not (state.frozen or self.drowsy or self.stop_requested)
+        unentered = self.drowsy or self.stop_requested or self.job.halted
+        return self.serves and state is not None and not (state.frozen or unentered)
 
     @property
     def over(self) -> bool:

@@ -33,7 +33,7 @@ log: FilteringBoundLogger = structlog.get_logger()
 def is_due(run: Run) -> bool:
     """Whether it is to sleep, or does."""
     frozen = run.state is not None and run.state.frozen
-    stopped = (run.shutting_down and run.job.persistent) or run.job.depth == "cooling"
+    stopped = (run.shutting_down and run.job.persistent) or run.job.depth == "cooling" or run.job.halted
     return frozen or stopped or run.sleep_wanted is not None
 
 
@@ -69,7 +69,7 @@ def _frozen(run: Run) -> bool:
 
 
 def _wants_cold(run: Run) -> bool:
-    return run.sleep_wanted == "cold" or run.shutting_down or run.job.depth == "cooling"
+    return run.sleep_wanted == "cold" or run.shutting_down or run.job.depth == "cooling" or run.job.halted
 
 
 # ---- frozen ------------------------------------------------------------------------------------------------

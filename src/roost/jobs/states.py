@@ -105,7 +105,7 @@ def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> St
         image=job.image,
         script=(job.startup_command or "").encode() if job.wakes else work.script,
         environment=work.environment,
-        hostname=job.vm_id,
+        hostname=job.vm_id if job.login is None else job.name,
         limits=Limits(
             vcpus=job.vcpus,
             memory_mb=job.memory_mb,
@@ -121,6 +121,7 @@ def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> St
         sync_seconds=SYNC_SECONDS if job.persistent and save is not None and save.upload else 0,
         files=[File(id=file.id, name=file.name, size=file.size) for file in files],
         directories=["workspace"] if job.stateful else [],
+        tools=[] if job.login is None else ["microvm"],
     )
 
 

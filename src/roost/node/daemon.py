@@ -372,6 +372,7 @@ async def _run(settings: NodeSettings) -> None:
     store = load_store(settings)
     ground = build_ground(settings)
     lay_guest_root(settings.runtime_dir / "guest", build.build())
+    build.build("microvm")
     await ground.network.open()
     images = ImageStore(settings.images)
     await images.sweep()

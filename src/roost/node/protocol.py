@@ -132,6 +132,7 @@ class StartSandbox(Wire, frozen=True):
     sync_seconds: int = 0  # more than 0: also saved every so many seconds, under ids the node chooses; events tell them
     files: list[File] = []
     directories: list[str] = []  # below /, one path component each; made where they are missing
+    tools: list[Literal["microvm"]] = []  # put into /run/roost/tools before the script starts
 
 
 class SandboxState(Wire, frozen=True):

@@ -44,6 +44,7 @@ from roost.node.protocol import (
 )
 from roost.node.record import Record, Records, Stop, boot_id
 from roost.node.saver import Saver
+from roost.node.tools import PLACE, microvm
 
 SCRIPT = "/run/roost/script"  # on a small file system of guest init's own, so in no workspace
 FIRST_PROCESS = 1  # guest init's number for the script
@@ -168,12 +169,14 @@ class Sandbox:
         self._meter = Meter.begin(self.id, member.cgroup, member.site.interface, member.used)
         self._save(self.state)  # from here on a restarted node asks this member's guest init
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
+        tools = await asyncio.to_thread(microvm) if request.tools else []
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
             guest.attach(hostname),
             guest.write_file(SCRIPT, 0o700, request.script),
             guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
             guest.write_file("/etc/hosts", 0o644, hosts_file(hostname)),
             guest.write_file("/etc/hostname", 0o644, f"{hostname}\n".encode()),
+            *(guest.write_file(f"{PLACE}/{part.name}", part.mode, part.content) for part in tools),
             guest.start(FIRST_PROCESS, script_command(request.script, request.environment), self._log_writer().write),
         )
         self._freezer = Freezer(member, False, self._write_frozen)

@@ -3,6 +3,7 @@
 An image need hold neither them nor a C library. When a session first asks for one, its files are written to a
 directory of guest init's own file system, which is in no workspace and counts as the sandbox's memory, and it is
 started through its own dynamic loader. A small script of the program's name stands beside it, for shells to find.
+What makes a microVM of a sandbox (guest/microvm.c, guest/microvm.sh) is static and there before its script starts.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from roost.errors import Conflict, SetupMissing
+from roost.node.guest import build
 from roost.node.guest.channel import Guest, GuestLost, GuestRefused
 
 PLACE = "/run/roost/tools"
@@ -67,6 +69,12 @@ async def _give(guest: Guest, tool: str, names: set[str]) -> None:
                 names.add(part.name)
     except (GuestRefused, GuestLost) as refusal:
         raise Conflict(f"{tool} could not be put into the sandbox: {refusal}") from refusal
+
+
+def microvm() -> list[Part]:
+    """Raises SetupMissing where it is not built and cannot be."""
+    start = build.HERE / "microvm.sh"
+    return [Part("microvm", build.build("microvm").read_bytes()), Part("microvm-start", start.read_bytes())]
 
 
 def parts_of(tool: str) -> list[Part]:

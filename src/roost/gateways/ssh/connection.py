@@ -181,12 +181,10 @@ class Login(asyncssh.SSHServer):
         return True
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """A job's key opens that job as root; an account's key is let in under any name."""
+        """The key and the name decide, see `keys.grant_of`."""
         self._grant = None
-        grant = await keys.grant_of(self._gateway.database, key.public_data)
+        grant = await keys.grant_of(self._gateway.database, key.public_data, username, self._own_job)
         if grant is None:
-            return False
-        if grant.job_seq is not None and (username != "root" or self._own_job not in (None, grant.job_seq)):
             return False
         self._grant, self._user = grant, username
         return True
@@ -245,7 +243,8 @@ class Login(asyncssh.SSHServer):
         channel = Channel(self._connection, WINDOW, PACKET)
         if self._visit is None:
             return channel, LobbySession(self._gateway, self.account_id, self._channel_closed)
-        return channel, SandboxSession(self._connection, self._visit, self._gateway.node, self._channel_closed)
+        login = None if self._grant is None else self._grant.login
+        return channel, SandboxSession(self._connection, self._visit, self._gateway.node, self._channel_closed, login)
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int

@@ -23,6 +23,7 @@ from roost.db.database import Database
 from roost.db.schema import jobs, ssh_keys
 from roost.errors import Conflict, Invalid, NotFound
 from roost.gateways.ssh.host_key import openssh, public_line
+from roost.jobs import microvms
 
 KEYS_OF_JOB = 1000  # the least recently used go: older clients ask for one with every command
 KEYS_OF_ACCOUNT = 1000
@@ -54,40 +55,41 @@ class Key:
 class Grant:
     """What a known key opens: one job, or all sandboxes of its account."""
 
-    key_id: str
+    key_id: str  # empty: of a microVM's own, which go with it
     account_id: int
     job_seq: int | None
+    login: str | None = None  # the user that it makes in the sandbox; None: root
 
 
-def read_public(text: str) -> bytes:
+def read_public(text: str, field: str = "public_key") -> bytes:
     """A line as ssh-keygen writes it, as bytes of the wire. Raises Invalid."""
     words = text.split()
     if "PRIVATE KEY" in text:
-        raise Invalid("public_key: this is a private key, which stays with you; send the file that ends in .pub")
+        raise Invalid(f"{field}: this is a private key, which stays with you; send the file that ends in .pub")
     if len(text) > MAX_PUBLIC_KEY or len(words) < 2 or words[0] not in KINDS:
         known = ", ".join(KINDS)
-        raise Invalid(f"public_key: not one line of a file like id_ed25519.pub; kinds that work: {known}")
+        raise Invalid(f"{field}: not one line of a file like id_ed25519.pub; kinds that work: {known}")
     kind, encoded = words[0], words[1]
     try:
         blob = base64.b64decode(encoded, validate=True)
     except binascii.Error:
-        raise Invalid("public_key: damaged (its second word is not base64); copy the whole line") from None
+        raise Invalid(f"{field}: damaged (its second word is not base64); copy the whole line") from None
     if _kind(blob) != kind:
-        raise Invalid(f"public_key: it says {kind} and holds something else; copy the whole line")
-    _require_strong(f"{kind} {encoded}")
+        raise Invalid(f"{field}: it says {kind} and holds something else; copy the whole line")
+    _require_strong(f"{kind} {encoded}", field)
     return blob
 
 
-def _require_strong(line: str) -> None:
+def _require_strong(line: str, field: str) -> None:
     if line.startswith("sk-"):
         return  # a curve of fixed size; what signs with it is decoded when it does
     try:
         key = serialization.load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise Invalid(f"public_key: damaged ({error}); copy the whole line") from None
+        raise Invalid(f"{field}: damaged ({error}); copy the whole line") from None
     if isinstance(key, RSAPublicKey) and key.key_size < RSA_BITS:
         cure = "make an ed25519 one with `ssh-keygen -t ed25519`"
-        raise Invalid(f"public_key: RSA of {key.key_size} bits is too weak (at least {RSA_BITS}); {cure}")
+        raise Invalid(f"{field}: RSA of {key.key_size} bits is too weak (at least {RSA_BITS}); {cure}")
 
 
 def _kind(blob: bytes) -> str:
@@ -99,10 +101,15 @@ def fingerprint(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
+def generate() -> tuple[bytes, bytes]:
+    """A new key pair: the public half as on the wire, the private one as PEM."""
+    made = Ed25519PrivateKey.generate()
+    return base64.b64decode(public_line(made).split()[1]), openssh(made)
+
+
 async def make_for_job(database: Database, account_id: int, job_seq: int, user_id: int | None = None) -> str:
     """A new key of the job: its private half, as PEM. Raises StateUnwritable."""
-    made = Ed25519PrivateKey.generate()
-    blob = base64.b64decode(public_line(made).split()[1])
+    blob, private = generate()
     id, now = ids.key_id(), now_ns()
     used = func.coalesce(ssh_keys.c.last_used_ns, ssh_keys.c.created_ns)
     newest = select(ssh_keys.c.id).where(ssh_keys.c.job_seq == job_seq).order_by(used.desc()).limit(KEYS_OF_JOB)
@@ -118,7 +125,7 @@ async def make_for_job(database: Database, account_id: int, job_seq: int, user_i
         ),
         delete(ssh_keys).where(ssh_keys.c.job_seq == job_seq, ssh_keys.c.id.not_in(newest)),
     )
-    return openssh(made).decode()
+    return private.decode()
 
 
 async def add(database: Database, account_id: int, name: str, public_key: str, user_id: int | None = None) -> Key:
@@ -155,14 +162,33 @@ async def remove(database: Database, account_id: int, job_seq: int | None, id: s
         raise NotFound(f"there is no SSH key {id!r} here; list them to see their ids")
 
 
-async def grant_of(database: Database, blob: bytes) -> Grant | None:
-    query = select(ssh_keys.c.id, ssh_keys.c.account_id, ssh_keys.c.job_seq).where(ssh_keys.c.public_key == blob)
-    rows = await database.read(query)
-    return Grant(rows[0].id, rows[0].account_id, rows[0].job_seq) if rows else None
+async def grant_of(database: Database, blob: bytes, user: str = "root", own_job: int | None = None) -> Grant | None:
+    """What the key opens for who logs in as `user`, on a port that leads to `own_job` or to all.
+
+    A job's key opens that job as root, or as a microVM's user; a microVM's own keys open it as its user alone; an
+    account's key is let in under any name.
+    """
+    if user.partition("+")[0] == microvms.USER:
+        rows = await database.read(microvms.opened_by(blob, user, own_job))
+        if rows:
+            return Grant("", rows[0].account_id, rows[0].seq, rows[0].login)
+    columns = ssh_keys.c.id, ssh_keys.c.account_id, ssh_keys.c.job_seq, jobs.c.login
+    joined = select(*columns).outerjoin(jobs, jobs.c.seq == ssh_keys.c.job_seq)
+    rows = await database.read(joined.where(ssh_keys.c.public_key == blob))
+    if not rows:
+        return None
+    row = rows[0]
+    if row.job_seq is None:
+        return Grant(row.id, row.account_id, None)
+    if user not in ("root", row.login) or own_job not in (None, row.job_seq):
+        return None
+    return Grant(row.id, row.account_id, row.job_seq, None if user == "root" else row.login)
 
 
 def record_use(database: Database, key_id: str) -> None:
     """May be lost: it decides only which of a thousand goes first."""
+    if not key_id:
+        return
     database.write_soon(update(ssh_keys).where(ssh_keys.c.id == key_id).values(last_used_ns=now_ns()))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ LOGIN_SHELL = (
     ' [ "$n" = root ] && t=$s && break; done </etc/passwd;'
     ' [ -x "$t" ] || t=/bin/sh; SHELL=$t; export SHELL; unset n p u g c h s; exec "$t" -l'
 )
+MICROVM = f"{TOOLS}/microvm"  # node/guest/microvm.c
 COPIERS: dict[str, Tool] = {"scp": "scp", "rsync": "rsync"}  # commands that clients send by themselves
 FAILED = 255  # what ssh itself ends with when it, and not the command, failed
 LOST = "the exit status is unknown"
@@ -74,8 +76,16 @@ class Channel(asyncssh.SSHServerChannel[bytes]):
 class SandboxSession(asyncssh.SSHServerSession[bytes]):
     """asyncssh's callbacks about one channel, and the task that serves it."""
 
-    def __init__(self, connection: "Connection", visit: Visit, node: "NodeClient", closed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: "Connection",
+        visit: Visit,
+        node: "NodeClient",
+        closed: Callable[[], None],
+        login: str | None = None,  # the user that it is; None: root
+    ) -> None:
         self._connection = connection
+        self._login = login
         self._visit = visit
         self._node = node
         self._closed = closed
@@ -110,7 +120,7 @@ class SandboxSession(asyncssh.SSHServerSession[bytes]):
         return True
 
     def shell_requested(self) -> bool:
-        self._arguments = ["/bin/sh", "-c", LOGIN_SHELL]
+        self._arguments = ["/bin/sh", "-c", LOGIN_SHELL] if self._login is None else [MICROVM, "login", self._login]
         return True
 
     def exec_requested(self, command: str) -> bool:
@@ -120,14 +130,20 @@ class SandboxSession(asyncssh.SSHServerSession[bytes]):
         if tool := COPIERS.get(first):
             self._tools = [tool]
             command = f"PATH=$PATH:{TOOLS}; {command}"
-        self._arguments = ["/bin/sh", "-c", put_right(command)]
+        self._arguments = self._command(put_right(command))
         return True
 
     def subsystem_requested(self, subsystem: str) -> bool:
         if subsystem != "sftp":
             return False
-        self._arguments, self._tools = SFTP, ["sftp-server"]
+        self._arguments = SFTP if self._login is None else self._command(f"exec {shlex.join(SFTP)}")
+        self._tools = ["sftp-server"]
         return True
+
+    def _command(self, command: str) -> list[str]:
+        if self._login is None:
+            return ["/bin/sh", "-c", command]
+        return [MICROVM, "login", self._login, "-c", command]
 
     def session_started(self) -> None:
         self._serving = asyncio.create_task(self._serve())

@@ -1,6 +1,7 @@
-"""Builds the guest init: one static binary for this machine's architecture, with musl.
+"""Builds what runs in guests: static binaries for this machine's architecture, with musl.
 
-`make setup` runs this; the result lies beside the source in `build/init` and is what every sandbox runs as process 1.
+`make setup` runs this; the results lie beside their sources in `build/`. `init` is what every sandbox runs as process
+1, `microvm` what a microVM is given besides.
 """
 
 import platform
@@ -8,35 +9,37 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from roost.errors import SetupMissing
 
 HERE = Path(__file__).parent
-BINARY = HERE / "build" / "init"
+Program: TypeAlias = Literal["init", "microvm"]
 
 
-def compile_args(compiler: str, machine: str, target: Path) -> list[str]:
+def compile_args(compiler: str, machine: str, program: Program, target: Path) -> list[str]:
     """musl ships no kernel headers: the system's come last, so that they never shadow musl's own."""
     return [
         *(compiler, "-std=c11", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"),
         *("-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}-linux-gnu"),
-        *("-o", str(target), str(HERE / "init.c")),
+        *("-o", str(target), str(HERE / f"{program}.c")),
     ]
 
 
-def build() -> Path:
+def build(program: Program = "init") -> Path:
     """Compiles if the source is newer than the binary; the binary appears whole or not at all."""
-    if BINARY.exists() and BINARY.stat().st_mtime >= (HERE / "init.c").stat().st_mtime:
-        return BINARY
+    source, binary = HERE / f"{program}.c", HERE / "build" / program
+    if binary.exists() and binary.stat().st_mtime >= source.stat().st_mtime:
+        return binary
     compiler = shutil.which("musl-gcc")
     if not compiler:
         raise SetupMissing("musl-gcc is missing: install the package musl-tools (make setup does)")
-    BINARY.parent.mkdir(exist_ok=True)
-    fresh = BINARY.with_suffix(".new")
-    subprocess.run(compile_args(compiler, platform.machine(), fresh), check=True, timeout=120)
-    fresh.rename(BINARY)
-    return BINARY
+    binary.parent.mkdir(exist_ok=True)
+    fresh = binary.with_suffix(".new")
+    subprocess.run(compile_args(compiler, platform.machine(), program, fresh), check=True, timeout=120)
+    fresh.rename(binary)
+    return binary
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"guest init: {build()}\n")
+    sys.stdout.write(f"guest init: {build()}\nmicroVMs' program: {build('microvm')}\n")

@@ -1,7 +1,7 @@
 """Where `roost login` keeps what it was given: `~/.config/roost/config.json`, and what an older `mags` left behind.
 
 The file is its owner's alone (mode 0600 in a directory of mode 0700) and is replaced whole or not at all. A token
-belongs to the URL beside it and is sent to no other; see `connection.find_credentials` for what comes before it.
+belongs to the URL beside it and is sent to no other; see `credentials.py` for what comes before it.
 """
 
 import contextlib
