@@ -27,6 +27,7 @@ from roost.api.app import build
 from roost.api.exec_stream import MAX_AHEAD
 from roost.api.plane import ControlPlane
 from roost.api.timing import Timed
+from roost.api.traced import Traced
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.migrate import migrate
@@ -47,6 +48,7 @@ from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.sandboxes.pulls import registries
 from roost.settings import ServeSettings
+from roost.tracing import Tracer, tracing
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 
@@ -76,13 +78,17 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         _make_state_dir(settings)
         key = secret.load(settings.secret_key)
         await migrate(settings.database)
-        async with Database(settings.database) as database, _node(settings) as node:
+        async with (
+            tracing(settings.otlp_endpoint) as tracer,
+            Database(settings.database) as database,
+            _node(settings) as node,
+        ):
             await ensure_account(database, first_token)
             placement, quotas = SingleNode(), Quotas(database, default_quotas)
             patience = Patience(settings.idle_minutes * 60, settings.cold_after_minutes * 60)
             retention = Retention(settings.keep_revisions, settings.keep_days)
             async with (
-                LiveJobs(database, key, node, placement, patience, known, quotas) as live,
+                LiveJobs(database, key, node, placement, patience, known, quotas, tracer) as live,
                 Collection(database, node, live.link, live.unrecorded, retention) as collection,
                 SshGateway(settings, database, live, node) as ssh,
                 Scheduler(database, key, live, node) as scheduler,
@@ -112,18 +118,20 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                     quotas,
                     audit,
                 )
-                async with http_gateway(routes, node, settings) as gateway:
+                async with http_gateway(routes, node, settings, tracer) as gateway:
                     await _run(plane, listener, gateway)
 
 
 @contextlib.asynccontextmanager
-async def http_gateway(routes: Routes, node: "NodeClient", settings: ServeSettings) -> AsyncGenerator[Gateway]:
+async def http_gateway(
+    routes: Routes, node: "NodeClient", settings: ServeSettings, tracer: Tracer
+) -> AsyncGenerator[Gateway]:
     """Listens, also by TLS where that is set."""
     with contextlib.ExitStack() as sockets:
         inherited = settings.inherited
         plain = sockets.enter_context(listening.listener("--gateway", settings.gateway, inherited))
         async with contextlib.AsyncExitStack() as parts:
-            gateway = await parts.enter_async_context(Gateway(routes, node, settings))
+            gateway = await parts.enter_async_context(Gateway(routes, node, settings, tracer))
             if settings.gateway_tls:
                 secure = listening.listener("--gateway-tls", settings.gateway_tls, inherited)
                 await parts.enter_async_context(https(gateway, sockets.enter_context(secure), settings))
@@ -132,9 +140,9 @@ async def http_gateway(routes: Routes, node: "NodeClient", settings: ServeSettin
 
 
 async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -> None:
-    app = build(plane, gateway)
+    app, tracer = build(plane, gateway), plane.live.tracer
     config = uvicorn.Config(
-        Timed(app, app.state.durations),
+        Timed(Traced(app, tracer) if tracer.on else app, app.state.durations),
         loop="none",
         http="httptools",
         ws="websockets-sansio",

@@ -35,6 +35,7 @@ class ServeSettings:
     ssh_host: str | None = None  # the name that clients are told; None: of the API's own request
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
     registries: tuple[str, ...] = ()  # of images, besides the public ones; http://HOST for one without TLS
+    otlp_endpoint: str | None = None  # base URL of what receives traces; None: there are none
     default_quotas: tuple[str, ...] = ()  # NAME=VALUE, of every account but the first
     audit_days: int = 90  # that entries of the audit log are kept; 0: for ever
     allow_private: tuple[str, ...] = ()  # hosts and networks that users may have Roost connect to though not public

@@ -25,6 +25,7 @@ from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
 from roost.settings import OIDC_SECRET_VARIABLE
+from roost.tracing import require_endpoint
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -61,6 +62,7 @@ def run(settings: UpSettings) -> None:
         raise SetupMissing("`roost up` needs root for mounts, namespaces and the firewall; start it with sudo")
     account = _account(settings.user)
     certificate_places(settings.serving)
+    require_endpoint(settings.serving.get("otlp_endpoint"))
     os.umask(0o022)
     fresh = not settings.state.exists()
     _make_state(settings, account)
@@ -230,7 +232,8 @@ def _launch_serve(
 
     reading, writing = os.pipe()
     try:
-        variables = environment("LANG", "LC_ALL", "TZ", OIDC_SECRET_VARIABLE) | {
+        traces = [name for name in os.environ if name.startswith("OTEL_")]
+        variables = environment("LANG", "LC_ALL", "TZ", OIDC_SECRET_VARIABLE, *traces) | {
             "HOME": "/tmp",
             "PYTHONUNBUFFERED": "1",
         }

@@ -20,6 +20,7 @@ from roost.accounts.tokens import Tokens, digest, ensure_account
 from roost.api.app import build
 from roost.api.plane import ControlPlane
 from roost.api.timing import Durations
+from roost.api.traced import Traced
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.schema import accounts, tokens
@@ -34,6 +35,7 @@ from roost.outward import allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import Machine, SingleNode
 from roost.settings import ServeSettings
+from roost.tracing import OFF, Tracer
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
 from tests.jobs.fresh import fresh_database
@@ -58,7 +60,7 @@ _IDLE: list[Litestar] = []  # applications of tests that are over: to make one t
 
 
 @asynccontextmanager
-async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]:
+async def control_plane(directory: Path, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[Plane]:
     if not (directory / "roost.db").exists():
         fresh_database(directory / "roost.db")
     node, placement = Node(), SingleNode(Machine(2, 4000))
@@ -67,7 +69,7 @@ async def control_plane(directory: Path, **options: Any) -> AsyncIterator[Plane]
         settings, key = ServeSettings(directory, directory / "node.sock", **options), secret.load(directory / "key")
         quotas = Quotas(database)
         async with (
-            LiveJobs(database, key, node, placement, quotas=quotas) as live,  # type: ignore[arg-type]
+            LiveJobs(database, key, node, placement, quotas=quotas, tracer=tracer) as live,  # type: ignore[arg-type]
             Collection(database, node, live.link, live.unrecorded, Retention()) as collection,  # type: ignore[arg-type]
             Scheduler(database, key, live, node) as scheduler,  # type: ignore[arg-type]
             Deliverer(database, key, allowed(["127.0.0.1"])) as webhooks,
@@ -124,11 +126,12 @@ class Api:
 
 
 @asynccontextmanager
-async def an_api(directory: Path, **options: Any) -> AsyncIterator[Api]:
+async def an_api(directory: Path, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[Api]:
     """`options` are those of ServeSettings."""
-    async with control_plane(directory, **options) as plane:
+    async with control_plane(directory, tracer, **options) as plane:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        transport = httpx.ASGITransport(plane.app, raise_app_exceptions=False)
+        app = Traced(plane.app, tracer) if tracer.on else plane.app  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://roost/api/v1", headers=headers) as client:
             yield Api(client, plane.node, plane.live, plane.routes, plane.database, plane.scheduler, plane.webhooks)
 

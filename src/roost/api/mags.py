@@ -21,6 +21,7 @@ from roost.clock import now_ns, rfc3339
 from roost.errors import Invalid
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Order
+from roost.jobs.run import Run
 from roost.node.protocol import Exec, ExecResult
 from roost.workspaces import revisions, uploads
 
@@ -261,7 +262,7 @@ async def execute(request: Caller, plane: Plane, id: Id, data: Command) -> Comma
     job = await jobs.find(plane.database, request.user.id, id)
     run = await plane.live.awake(job, EXEC_WAKE_WITHIN)
     with run.use():
-        return _command_result(await plane.node.exec(run.job.vm_id, call))
+        return _command_result(await executed(plane, run, call))
 
 
 def exec_of(command: Command) -> Exec:
@@ -276,6 +277,13 @@ def exec_of(command: Command) -> Exec:
             f"timeout: {timeout} is out of range; give seconds, more than 0 and at most {MAX_EXEC_TIMEOUT:.0f}"
         )
     return Exec(command=command.command, timeout_seconds=timeout, output_limit=EXEC_OUTPUT)
+
+
+async def executed(plane: ControlPlane, run: Run, call: Exec) -> ExecResult:
+    with plane.live.tracer.span("exec", {"request_id": run.job.request_id, "vm_id": run.job.vm_id}, "client") as span:
+        result = await plane.node.exec(run.job.vm_id, call)
+        span.set({"exit_code": result.exit_code, "timed_out": result.timed_out})
+        return result
 
 
 def _command_result(result: ExecResult) -> CommandResult:

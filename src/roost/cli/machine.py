@@ -105,6 +105,12 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--audit-days", type=click.IntRange(min=0), default=90, show_default=True, help="0: for ever."),
         click.option(
+            "--otlp-endpoint",
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            metavar="URL",
+            help="Receiver of traces (OTLP).",
+        ),
+        click.option(
             "--default-quota", "default_quotas", multiple=True, metavar="NAME=N", help="Of accounts; repeatable."
         ),
         click.option(

@@ -188,6 +188,7 @@ jobs = Table(
     Column("log_id", String),  # the first sandbox's id, whose log all of them continue; none before the first wake
     Column("stateful", Boolean, nullable=False, server_default=text("0")),  # it has a directory /workspace
     Column("image_source", String),  # a registry's reference: the node pulls the image if it does not have it
+    Column("trace", String),  # `traceparent` of what submitted it
     Column("login", String),  # of a microVM: the user that its sandbox has besides root
     Column("halted", Boolean, nullable=False, server_default=text("0")),  # it is cold, or to be, until it is started
     Index("jobs_of_account", "account_id", "seq"),

@@ -71,7 +71,8 @@ class Execs:
 
     async def start(self, job: Job, number: int, process: StartProcess) -> ProcessState:
         """The same number again answers the state it has. Raises Conflict, Invalid."""
-        return await self._inside(job, lambda vm: self._node.start_process(vm, number, process))
+        with self._live.tracer.span("exec.start", {"request_id": job.request_id, "exec_id": exec_id(number)}):
+            return await self._inside(job, lambda vm: self._node.start_process(vm, number, process))
 
     async def list(self, job: Job) -> "list[ProcessState]":
         try:

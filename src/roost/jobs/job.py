@@ -83,6 +83,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     log_id: str | None = None  # the first sandbox's id, whose log all of them continue; None before the first wake
     stateful: bool = False  # it has a directory /workspace
     image_source: str | None = None  # a registry's reference: the node pulls the image if it does not have it
+    trace: str | None = None  # `traceparent` of what submitted it; None: nothing was traced then
     login: str | None = None  # of a microVM: the user that its sandbox has besides root
     halted: bool = False  # cold, or on its way there, and nobody's use wakes it
 
@@ -196,6 +197,7 @@ async def submit(
     order: Order,
     also: Also | None = None,
     request_id: str | None = None,
+    trace: str | None = None,
 ) -> Job:
     """Durable on return: the job will end finished, whatever happens to us. `request_id` is for who has chosen it.
 
@@ -220,6 +222,7 @@ async def submit(
         "save_revision": ids.revision_id() if keeping.workspace or keeping.persistent else None,
         "file_ids": list(order.file_ids) or None,
         "image_source": order.image_source,
+        "trace": trace,
     }
     told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds
     sealed = _seal(secret, order.work.environment, request_id)

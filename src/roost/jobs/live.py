@@ -31,7 +31,7 @@ from roost.errors import (
     SetupMissing,
     StateUnwritable,
 )
-from roost.jobs import idle, sleep, states
+from roost.jobs import idle, sleep, spans, states
 from roost.jobs import job as jobs
 from roost.jobs.idle import Patience
 from roost.jobs.job import Also, Depth, Job, Order, Result
@@ -43,6 +43,7 @@ from roost.jobs.states import Move
 from roost.node.protocol import VERSION, NodeInfo, SandboxState, SaveRequest, StopSandbox
 from roost.sandboxes.placement import Placement
 from roost.sandboxes.pulls import Pulls, Registries
+from roost.tracing import OFF, Tracer, current
 from roost.workspaces import revisions
 from roost.workspaces.revisions import Unrecorded
 
@@ -99,6 +100,7 @@ class LiveJobs:
         patience: Patience | None = None,
         registries: Registries | None = None,
         quotas: Quotas | None = None,
+        tracer: Tracer = OFF,
     ) -> None:
         self.patience = patience or Patience()
         self.link = NodeLink()
@@ -120,7 +122,9 @@ class LiveJobs:
             self._enqueue,
             self._save_before_sleep,
             self._went_cold,
+            tracer=tracer,
         )
+        self.tracer = tracer
         self._runs: dict[str, Run] = {}  # by vm_id
         self._present: dict[int, Run] = {}  # by the job's seq: the one that stands for it now
         self._ending: set[int] = set()  # jobs that are stopped while they sleep cold
@@ -163,7 +167,13 @@ class LiveJobs:
         with await self._room(account_id, Use(1, order.vcpus, order.memory_mb, order.disk_gb)):
             if order.keeping.workspace is not None or order.keeping.persistent:
                 await self._quotas.require_storage(account_id)
-            job = await jobs.submit(self._means.database, self._means.secret, account_id, order, also, request_id)
+            submitter = current()
+            with self.tracer.span("job.submit", {"image": order.image}) as span:
+                trace = submitter or span.context
+                job = await jobs.submit(
+                    self._means.database, self._means.secret, account_id, order, also, request_id, trace
+                )
+                span.set({"request_id": job.request_id, "vm_id": job.vm_id})
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
         carried = order.work.size <= CARRIED_BYTES and len(self._queue) < CARRIED_JOBS
         self._enqueue(Run(job, order.work if carried else None))
@@ -229,6 +239,7 @@ class LiveJobs:
             result = Result("completed", job.exit_code, None, True, None, job.script_ended_ns)
             await jobs.record_end(self._means.database, job, result)
             self.tally.ended[result.status] += 1
+            spans.ended(self.tracer, job, result)
             log.info("job.end", request_id=job.request_id, status=result.status, exit_code=result.exit_code)
             return True
         finally:
@@ -269,7 +280,10 @@ class LiveJobs:
             return run
         try:
             async with asyncio.timeout(within):
-                return await self._awoken(job)
+                with self.tracer.span("sandbox.wake", {"request_id": job.request_id}) as span:
+                    run = await self._awoken(job)
+                    span.set({"vm_id": run.job.vm_id})
+                    return run
         except TimeoutError:
             job = await jobs.reread(self._means.database, job)
             raise Asleep(f"job failed to wake (status: {job.status}) within {within:g} s; try again") from None
@@ -321,7 +335,7 @@ class LiveJobs:
 
     def _rouse(self, job: Job, restarts: int = 0) -> Run:
         run = Run(job)
-        run.restarts = restarts
+        run.restarts, run.woken_by = restarts, current()
         run.become(depth="waking")
         jobs.record_waking(self._means.database, job)
         log.info("job.wake", request_id=job.request_id, vm_id=job.vm_id)
@@ -571,6 +585,7 @@ class LiveJobs:
             run.result = Result("error", error="internal error; the log of the control plane has the details")
             await jobs.record_end(self._means.database, run.job, run.result)
             self.tally.ended["error"] += 1
+            spans.ended(self.tracer, run.job, run.result)
             run.attached.set()
             run.done.set()
             run.left.set()

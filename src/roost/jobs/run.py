@@ -21,6 +21,7 @@ from roost.jobs.result import script_ended
 from roost.node.protocol import SandboxState
 from roost.sandboxes.placement import Lease, Need, Placement
 from roost.sandboxes.pulls import Pulls
+from roost.tracing import OFF, Tracer
 
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
@@ -59,6 +60,7 @@ class Means:
     save_before_sleep: Callable[["Run"], Awaitable[None]]
     went_cold: Callable[["Run", Job], None]  # with the job as its next run will find it
     tally: Tally = field(default_factory=Tally)
+    tracer: Tracer = OFF
 
 
 class Run:
@@ -76,6 +78,7 @@ class Run:
         self.stop_requested = job.stop_requested
         self.shutting_down = False
         self.result: Result | None = None
+        self.woken_by: str | None = None  # `traceparent` of what woke it from cold
         self.metered = False  # all that its sandbox has used is in the database
         self.uses = 0  # requests, connections, sessions, commands and readers that are open
         self._begun = time.monotonic()

@@ -10,15 +10,17 @@ is told to forget it only after its result is durable. `live.py` decides when a 
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from roost.clock import now_ns
 from roost.errors import NoCapacity, NodeUnavailable, NotFound, RoostError, StateUnwritable
 from roost.jobs import job as jobs
-from roost.jobs import sleep
+from roost.jobs import sleep, spans
 from roost.jobs.job import Job, Result, Work
 from roost.jobs.result import lost, result_of, script_ended
 from roost.jobs.run import Means, Run
@@ -54,7 +56,8 @@ async def starting(run: Run, means: Means) -> Move | None:
             await means.pulls.ensure(run.job.image_source)
         if run.stop_requested:
             return finishing
-        run.asked = True
+        run.asked, asked_ns = True, now_ns()
+        work = dataclasses.replace(work, environment=spans.environment(means.tracer, run.job, work.environment))
         state = await means.node.start(run.job.vm_id, start_sandbox(run.job, work, start, files))
     except NoCapacity:
         return _refused(run, means)
@@ -69,6 +72,7 @@ async def starting(run: Run, means: Means) -> Move | None:
         run.result = Result("error", error=str(refusal))
         return finishing
     run.work = None
+    spans.started(means.tracer, run, asked_ns, state)
     run.hear(state)
     return running
 
@@ -195,6 +199,7 @@ async def finishing(run: Run, means: Means) -> Move | None:
         await asyncio.sleep(WRITE_AGAIN)
         return finishing
     means.tally.ended[result.status] += 1
+    spans.ended(means.tracer, run.job, result)
     log.info(
         "job.end",
         request_id=run.job.request_id,

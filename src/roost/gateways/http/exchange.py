@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from roost.errors import RoostError
-from roost.gateways.http import pages, reaching
+from roost.gateways.http import pages, reaching, traces
 from roost.gateways.http.forwarding import request_head
 from roost.gateways.http.framing import chunk, last_chunk
 from roost.gateways.http.request import Framing, Request
@@ -242,7 +242,8 @@ class Exchange:
             timer = asyncio.get_running_loop().call_later(PATIENCE, self._show_page)
         try:
             async with asyncio.timeout(WITHIN):
-                run, upstream = await reaching.connection(self._gateway, host, route, self._unused, deadline)
+                with traces.of_wake(self._gateway.tracer, self._request, route):
+                    run, upstream = await reaching.connection(self._gateway, host, route, self._unused, deadline)
         except TimeoutError:
             self._refuse(504, f"the sandbox could not be reached within {WITHIN:.0f} s; try again")
         except RoostError as error:

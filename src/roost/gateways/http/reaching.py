@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from roost.errors import Conflict, NodeUnavailable, NotFound, Refused
+from roost.gateways.http import traces
 from roost.gateways.http.routing import Route, Run
 from roost.gateways.http.upstream import Upstream
 
@@ -50,7 +51,8 @@ async def _dial(gateway: "Gateway", route: Route, run: Run, unused: float, deadl
         upstream = gateway.pool.take((vm_id, route.port), unused)
         if upstream is None:
             try:
-                upstream = await gateway.pool.reach(run, route.port, deadline)
+                with traces.of_dial(gateway.tracer, vm_id, route.port):
+                    upstream = await gateway.pool.reach(run, route.port, deadline)
             except (NotFound, Conflict, Refused):
                 if run.awake and run.job.vm_id == vm_id:
                     raise

@@ -21,6 +21,7 @@ from roost.gateways.http.request import Origin
 from roost.gateways.http.routing import Dialer, Routes
 from roost.gateways.tls.challenges import Challenges
 from roost.settings import ServeSettings
+from roost.tracing import OFF, Tracer
 
 if TYPE_CHECKING:
     from roost.gateways.http.h2 import Http2Connection
@@ -38,8 +39,9 @@ log: FilteringBoundLogger = structlog.get_logger()
 class Gateway:
     """Serves the listeners that it is given while it is entered; closes them."""
 
-    def __init__(self, routes: Routes, dialer: Dialer, settings: ServeSettings) -> None:
+    def __init__(self, routes: Routes, dialer: Dialer, settings: ServeSettings, tracer: Tracer = OFF) -> None:
         self.routes = routes
+        self.tracer = tracer
         self.pool = Pool(dialer, self._has_room)
         self.quotas = Quotas(settings)
         self.connections: set[Connection | Http2Connection] = set()
