@@ -14,7 +14,7 @@ from roost.accounts.audit import Audit, actor_of
 from roost.accounts.tokens import Account
 
 SAFE = ("GET", "HEAD", "OPTIONS")
-PREFIXES = ("/api/v1", "/api/v2")
+PREFIX = "/api/v1"
 OFTEN = ("/mags-jobs", "/mags-files", "/mags-workspaces", "/jobs", "/quotas")  # where paths begin
 NAMES = ("id", "request_id", "name", "file_id")  # of an answer: what was made
 MOST = 64 * 1024  # bytes of an answer that is looked into
@@ -59,9 +59,7 @@ async def _record(scope: Scope, method: str, status: int, body: bytes) -> None:
     if account is None:
         return  # nobody yet: logins tell of themselves
     audit: Audit = cast(Any, scope)["litestar_app"].state.plane.audit
-    path = str(cast(Any, scope)["path_template"])
-    for prefix in PREFIXES:
-        path = path.removeprefix(prefix)
+    path = str(cast(Any, scope)["path_template"]).removeprefix(PREFIX)
     client = cast(Any, scope).get("client")
     told: dict[str, Any] = {
         "account_id": account.id,

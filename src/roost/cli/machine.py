@@ -157,6 +157,8 @@ def _as_root() -> NoReturn:
 @serve_options
 def serve(state: Path, inherited: tuple[str, ...], **options: Any) -> None:
     """The control plane. The first account's token comes on standard input."""
+    # Litestar loads pydantic where it is installed, as it is for `roost mcp`: 10 MB that nothing here uses
+    sys.modules.setdefault("pydantic", None)  # type: ignore[arg-type]
     from roost.serve import serve as serve_api
     from roost.settings import ServeSettings
 
