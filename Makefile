@@ -8,6 +8,8 @@ SHELL := /bin/sh
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 ROOST := .venv/bin/roost
 GUEST := src/roost/node/guest
+# One more than there are processors: many tests wait
+WORKERS := $(shell echo $$(($$(nproc) + 1)))
 # What `roost up` is started with, for example: make run UP="--listen 127.0.0.1:9000"
 UP :=
 # What pytest is started with, for example: make test PYTEST="tests/api -k logs"
@@ -47,7 +49,7 @@ test-packages:
 
 # The suite starts real sandboxes, which takes root.
 test: setup test-packages check
-	$(SUDO) .venv/bin/pytest -n 3 --dist worksteal $(PYTEST)
+	$(SUDO) .venv/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
 test-fast: setup
 	$(SUDO) .venv/bin/pytest -q -n 2 -m "not e2e and not slow" $(PYTEST)

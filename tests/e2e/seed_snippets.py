@@ -70,7 +70,7 @@ curl -X POST https://api.magpiecloud.com/api/v1/mags-files \\
     Snippet("""\
 curl https://api.magpiecloud.com/api/v1/mags-workspaces \\
   -H "Authorization: Bearer $TOKEN\""""),
-    """is '.workspaces[] | select(.workspace_id == "myproject") | .has_active and .job_count == 2'""",
+    """is '.workspaces[] | select(.workspace_id == "myproject") | .has_active and .job_count >= 2'""",
     Snippet("""\
 curl -X POST https://api.magpiecloud.com/api/v1/mags-jobs/$ID/stop \\
   -H "Authorization: Bearer $TOKEN\""""),

@@ -139,9 +139,11 @@ def test_a_command_of_sudo_is_stopped_and_continued_like_any_job_of_the_shell(cl
     os.close(slave)
     try:
         type_into(master, "sudo sh -c 'echo be''gun; sleep 1000'\n", rb"begun")
+        time.sleep(0.5)  # until it sleeps
         type_into(master, "\x03", rb"(?s)\^C.*\$ $")
         type_into(master, "echo st''atus $?\n", rb"status 130")
         type_into(master, "sudo sh -c 'echo be''gun; exec sleep 1234'\n", rb"begun")
+        time.sleep(0.5)
         type_into(master, "\x1a", rb"(?s)Stopped.*\$ $")
         type_into(master, "ps -o stat= -C sleep | tail -n 1; echo lo''oked\n", rb"T\S*\s+looked")
         type_into(master, "fg\n", rb"1234'")
