@@ -1,14 +1,17 @@
 """The audit log tells who did what, from where and with what outcome, and nothing of what it was."""
 
+from typing import Any
+
 import httpx
 from litestar.handlers import HTTPRouteHandler
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from roost.accounts.audit import Audit
 from roost.api.app import ROUTES
 from roost.api.auditing import SAFE, is_audited
 from roost.clock import now_ns
-from roost.db.schema import audit
+from roost.db.schema import accounts, audit
+from tests.api.people import bearer
 from tests.jobs.memory_node import until
 from tests.workspaces.conftest import JOBS, Api
 
@@ -91,6 +94,35 @@ async def test_logins_are_told(api: Api) -> None:
     assert (await api.client.post("/login", json=credentials, headers={"Authorization": ""})).status_code == 200
     rows = [row for row in await api.database.read(select(audit)) if row.action == "login"]
     assert [(row.actor, row.status) for row in rows] == [("user alice", 200)]
+
+
+async def rows_of(api: Api, action: str) -> list[Any]:
+    found = select(audit, accounts.c.name.label("account")).join(accounts, audit.c.account_id == accounts.c.id)
+    return list(await api.database.read(found.where(audit.c.action == action).order_by(audit.c.id)))
+
+
+async def test_what_a_scope_does_not_allow_is_told(api: Api) -> None:
+    made = await api.json("/tokens", 201, "POST", json={"name": "low", "scope": "read"})
+    async with bearer(api, str(made["token"])) as low:
+        assert (await low.delete("/webhooks/w")).status_code == 403
+    (row,) = await rows_of(api, "DELETE /webhooks/{id}")
+    assert (row.account, row.actor, row.resource, row.status) == ("default", "token low", "w", 403)
+
+
+async def test_the_download_of_a_private_key_is_told(api: Api) -> None:
+    made = await api.json("/microvms", 201, "POST", json={"image": "standard"})
+    path = f"/microvms/{made['id']}/ssh-keys/download"
+    answers = [await api.client.get(path) for _ in range(2)]
+    told = [(row.resource, row.status) for row in await rows_of(api, "GET /microvms/{id}/ssh-keys/download")]
+    assert told == [(made["id"], 200), (made["id"], 404)]
+    assert answers[0].text.splitlines()[1] not in str(await api.database.read(select(audit)))
+
+
+async def test_what_cannot_be_told_is_not_answered_as_done(api: Api) -> None:
+    await api.database.write(text("DROP TABLE audit"))
+    answer = await api.client.post("/tokens", json={"name": "ci", "scope": "run"})
+    assert answer.status_code == 503
+    assert "token" not in answer.json()
 
 
 def test_every_call_that_changes_something_is_audited() -> None:
