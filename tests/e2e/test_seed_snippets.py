@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import an_instance
 from tests.e2e.instance import RunningRoost, clean_environment, eventually
 from tests.e2e.seed_snippets import (
     CURL,
@@ -105,6 +106,13 @@ class User:
 
     def bash(self, text: str, *arguments: str) -> list[str]:
         return self.runs("bash", "-c", BASH + text, "bash", *arguments)
+
+
+@pytest.fixture(scope="module")
+def roost() -> Iterator[RunningRoost]:
+    """Of these tests alone, whose names others use, too."""
+    with an_instance("--min-pool-size", "1") as instance:
+        yield instance.start()
 
 
 @pytest.fixture
