@@ -1,14 +1,19 @@
 """The audit log tells who did what, from where and with what outcome, and nothing of what it was."""
 
+import re
+from typing import Any
+
 import httpx
 from litestar.handlers import HTTPRouteHandler
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from roost.accounts.audit import Audit
 from roost.api.app import ROUTES
 from roost.api.auditing import SAFE, is_audited
 from roost.clock import now_ns
-from roost.db.schema import audit
+from roost.db.schema import accounts, audit
+from tests.api.people import a_browser, a_user, bearer, somebody
+from tests.api.test_devices import begun, decided
 from tests.jobs.memory_node import until
 from tests.workspaces.conftest import JOBS, Api
 
@@ -91,6 +96,85 @@ async def test_logins_are_told(api: Api) -> None:
     assert (await api.client.post("/login", json=credentials, headers={"Authorization": ""})).status_code == 200
     rows = [row for row in await api.database.read(select(audit)) if row.action == "login"]
     assert [(row.actor, row.status) for row in rows] == [("user alice", 200)]
+
+
+async def rows_of(api: Api, action: str) -> list[Any]:
+    found = select(audit, accounts.c.name.label("account")).join(accounts, audit.c.account_id == accounts.c.id)
+    return list(await api.database.read(found.where(audit.c.action == action).order_by(audit.c.id)))
+
+
+async def test_failed_logins_are_told_to_the_users_account_or_the_first_one_without_what_may_be_a_password(
+    api: Api,
+) -> None:
+    await a_user(api, "anna", email="anna@example.com")
+    async with a_browser(api) as browser:
+        for name in ("anna", "ANNA@example.com", "nobody", "My Secret Word!"):
+            tried = await browser.post("/login", json={"user": name, "password": "wrong-and-hidden"})
+            assert tried.status_code == 401
+        page = await browser.post("http://roost/login", data={"user": "anna", "password": "wrong-and-hidden"})
+        assert page.status_code == 401
+
+    async def all_of_them() -> bool:
+        return len(await rows_of(api, "login")) == 5
+
+    await until(all_of_them)
+    told = [(row.account, row.actor, row.status) for row in await rows_of(api, "login")]
+    anna = ("anna", "user anna", 401)
+    assert told == [anna, anna, ("default", "user nobody", 401), ("default", "user ?", 401), anna]
+    assert "hidden" not in str(await api.database.read(select(audit)))
+
+
+async def test_guessing_makes_no_more_entries_than_the_throttle_lets_through(api: Api) -> None:
+    await a_user(api)
+    async with a_browser(api) as browser:
+        answers = [await browser.post("/login", json={"user": "anna", "password": "wrong"}) for _ in range(14)]
+    let_through = [answer.status_code for answer in answers].count(401)
+    assert 0 < let_through < 14
+    await api.client.delete("/webhooks/last")  # is written after all that was asked before
+    assert len(await rows_of(api, "login")) == let_through
+
+
+async def test_what_a_scope_does_not_allow_is_told(api: Api) -> None:
+    made = await api.json("/tokens", 201, "POST", json={"name": "low", "scope": "read"})
+    async with bearer(api, str(made["token"])) as low:
+        assert (await low.delete("/webhooks/w")).status_code == 403
+    (row,) = await rows_of(api, "DELETE /webhooks/{id}")
+    assert (row.account, row.actor, row.resource, row.status) == ("default", "token low", "w", 403)
+
+
+async def test_letting_in_a_device_or_refusing_it_and_logging_out_are_told(api: Api) -> None:
+    devices = [await begun(api), await begun(api)]
+    async with somebody(api, "max", "member") as browser:
+        for device, decision in zip(devices, ("approve", "deny"), strict=True):
+            assert (await decided(browser, device, decision)).status_code == 200
+        page = await browser.get("http://roost/login")
+        fields = dict(re.findall(r'name="(\w+)" value="([^"]+)"', page.text))
+        gone = await browser.post("http://roost/logout", data=fields, headers={"Origin": "http://roost"})
+        assert gone.status_code < 400
+    for action, resource in (
+        ("device approve", "roost on <b>laptop</b>"),
+        ("device deny", "roost on <b>laptop</b>"),
+        ("logout", None),
+    ):
+        (row,) = await rows_of(api, action)
+        assert (row.account, row.actor, row.resource) == ("default", "user max", resource)
+    assert devices[0]["user_code"] not in str(await api.database.read(select(audit)))
+
+
+async def test_the_download_of_a_private_key_is_told(api: Api) -> None:
+    made = await api.json("/microvms", 201, "POST", json={"image": "standard"})
+    path = f"/microvms/{made['id']}/ssh-keys/download"
+    answers = [await api.client.get(path) for _ in range(2)]
+    told = [(row.resource, row.status) for row in await rows_of(api, "GET /microvms/{id}/ssh-keys/download")]
+    assert told == [(made["id"], 200), (made["id"], 404)]
+    assert answers[0].text.splitlines()[1] not in str(await api.database.read(select(audit)))
+
+
+async def test_what_cannot_be_told_is_not_answered_as_done(api: Api) -> None:
+    await api.database.write(text("DROP TABLE audit"))
+    answer = await api.client.post("/tokens", json={"name": "ci", "scope": "run"})
+    assert answer.status_code == 503
+    assert "token" not in answer.json()
 
 
 def test_every_call_that_changes_something_is_audited() -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from roost.accounts.passwords import Passwords
 from roost.accounts.scopes import Role
 from roost.accounts.throttle import Throttle
-from roost.accounts.tokens import Account
+from roost.accounts.tokens import FIRST_ACCOUNT, Account
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import accounts, devices, identities, members, sessions, ssh_keys, tokens, users
@@ -101,6 +101,21 @@ class Users:
             self._database.write_soon(update(users).where(users.c.id == row.id).values(password_hash=hashed))
         return _user(row)
 
+    async def tried(self, name: str) -> tuple[int, str]:
+        """Whom a failed login concerns, and the name to tell them: the user's own account, or the first one.
+
+        What has not the form of a name is told as `?`: people type passwords there.
+        """
+        name = name.strip()
+        owner = func.coalesce(
+            select(users.c.account_id).where(_called(name)).scalar_subquery(),
+            select(accounts.c.id).where(accounts.c.name == FIRST_ACCOUNT).scalar_subquery(),
+        )
+        known = select(users.c.name).where(_called(name)).scalar_subquery()
+        row = (await self._database.read(select(owner.label("account_id"), known.label("name"))))[0]
+        shown = name if NAME.fullmatch(name) or EMAIL.fullmatch(name) else "?"
+        return row.account_id, row.name or shown
+
     async def set_password(self, user: User, password: str, by: Account) -> None:
         """Whatever logged in with the old one ends, but for the caller. Raises Invalid."""
         hashed = await self._passwords.hash(password)
@@ -147,9 +162,13 @@ class Users:
         await self._database.write(row)
 
     async def _row(self, name: str) -> Row[Any] | None:
-        lower = name.strip().lower()
-        rows = await self._database.read(select(users).where(or_(users.c.name == lower, users.c.email == lower)))
+        rows = await self._database.read(select(users).where(_called(name)))
         return rows[0] if rows else None
+
+
+def _called(name: str) -> Any:
+    lower = name.strip().lower()[:320]
+    return or_(users.c.name == lower, users.c.email == lower)
 
 
 def named(name: str) -> str:

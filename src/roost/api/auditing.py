@@ -12,6 +12,8 @@ from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Sc
 
 from roost.accounts.audit import Audit, actor_of
 from roost.accounts.tokens import Account
+from roost.api.errors import STATUS
+from roost.errors import StateUnwritable
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 PREFIX = "/api/v1"
@@ -35,16 +37,24 @@ def audited(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
             return
         started: HTTPResponseStartEvent | None = None
+        replaced = False
 
         async def recorded(message: Message) -> None:
-            nonlocal started
+            nonlocal started, replaced
+            if replaced:
+                return
             if message["type"] == "http.response.start":
                 started = message
                 return
             if message["type"] == "websocket.accept":
                 await _record(scope, method, 101, b"")
             if started is not None:
-                await _record(scope, method, int(started["status"]), cast(Any, message).get("body", b""))
+                try:
+                    await _record(scope, method, int(started["status"]), cast(Any, message).get("body", b""))
+                except StateUnwritable as error:  # for the framework the answer has begun: it would end it with 500
+                    replaced = True
+                    await _refuse(error, send)
+                    return
                 await send(started)
                 started = None
             await send(message)
@@ -52,6 +62,13 @@ def audited(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, recorded)
 
     return call
+
+
+async def _refuse(error: StateUnwritable, send: Send) -> None:
+    body = msgspec.json.encode({"error": str(error)})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": STATUS[StateUnwritable], "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _record(scope: Scope, method: str, status: int, body: bytes) -> None:

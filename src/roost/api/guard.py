@@ -41,12 +41,12 @@ async def require_scope(connection: Connection, handler: BaseRouteHandler) -> No
     if handler.opt.get("open"):
         return
     account = await caller(connection, connection.headers.get("authorization", ""))
+    plane: ControlPlane = connection.app.state.plane
+    await plane.quotas.require_request(account.id)
+    connection.scope["user"] = account  # from here on refusals are in the audit log, as often as the quota allows
     require(account, handler.opt.get("scope") or _usual_scope(connection))
     if handler.opt.get("first") and not account.first:
         raise Forbidden("this concerns the whole installation; use a token of its first account")
-    plane: ControlPlane = connection.app.state.plane
-    await plane.quotas.require_request(account.id)
-    connection.scope["user"] = account
 
 
 async def caller(connection: Connection, authorization: str) -> Account:

@@ -20,7 +20,7 @@ from roost.api.bodies import JsonBody
 from roost.api.mags import Caller
 from roost.api.members import AccountRecord, accounts_of
 from roost.api.plane import ControlPlane, Plane
-from roost.errors import Invalid, NotFound, RoostError
+from roost.errors import Invalid, NotFound, RoostError, Unauthenticated
 
 OPEN = {"open": True}
 OWN = {"scope": "read"}
@@ -72,7 +72,7 @@ class LoggedOut(msgspec.Struct, frozen=True):
 )
 async def log_in(request: Anybody, plane: Plane, data: Credentials) -> Response[Who]:
     guard.require_same_origin(request)
-    user = await plane.identity.users.check(data.user, data.password, guard.client_address(request))
+    user = await check_password(request, plane, data.user, data.password)
     cookie = await begin_session(request, plane, user)
     account = await plane.identity.sessions.account(cookie.value or "")
     who = await _who(plane, account, plane.identity.sessions.csrf(cookie.value or ""))
@@ -228,11 +228,30 @@ async def ask_device(plane: Plane, data: DeviceQuestion) -> Response[Any]:
 # ---- shared with the pages
 
 
+async def check_password(request: Anybody, plane: ControlPlane, name: str, password: str) -> User:
+    """As Users.check. What fails is told to the user's own account, and to the first one if there is no such user."""
+    try:
+        return await plane.identity.users.check(name, password, guard.client_address(request))
+    except Unauthenticated:  # not Throttled: so the throttle bounds the entries that a guesser makes
+        owner, shown = await plane.identity.users.tried(name)
+        plane.audit.record_soon(
+            account_id=owner, **_login(request, shown, 401)
+        )  # without waiting: the time must not tell who exists
+        raise
+
+
+def _login(request: Anybody, name: str, status: int) -> dict[str, Any]:
+    return {
+        "actor": f"user {name}",
+        "action": "login",
+        "address": guard.client_address(request),
+        "status": status,
+    }
+
+
 async def begin_session(request: Anybody, plane: ControlPlane, user: User) -> Cookie:
     """Always another than the browser had: one that was planted there is worth nothing after a login."""
-    address = guard.client_address(request)
-    told = {"actor": f"user {user.name}", "action": "login", "address": address, "status": 200}
-    await plane.audit.record(account_id=user.account_id, **told)
+    await plane.audit.record(account_id=user.account_id, **_login(request, user.name, 200))
     return session_cookie(request, await plane.identity.sessions.begin(user.id, guard.session_cookie(request)))
 
 

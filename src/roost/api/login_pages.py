@@ -14,10 +14,11 @@ from typing import Any
 from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import Cookie
 
+from roost.accounts.audit import actor_of
 from roost.accounts.tokens import Account
 from roost.api import guard
 from roost.api.errors import STATUS
-from roost.api.login import HOME, Anybody, begin_session, local_path, redirect, session_cookie
+from roost.api.login import HOME, Anybody, begin_session, check_password, local_path, redirect, session_cookie
 from roost.api.plane import ControlPlane, Plane
 from roost.errors import Forbidden, NotFound, RoostError, Throttled, Unauthenticated
 
@@ -56,8 +57,7 @@ async def log_in(request: Anybody, plane: Plane) -> Response[Any]:
     next = local_path(form.get("next", HOME))
     try:
         guard.require_same_origin(request)
-        address = guard.client_address(request)
-        user = await plane.identity.users.check(form.get("user", ""), form.get("password", ""), address)
+        user = await check_password(request, plane, form.get("user", ""), form.get("password", ""))
         return redirect(next, await begin_session(request, plane, user))
     except RoostError as error:
         return _page("Log in to Roost", _wrong(error) + login_form(plane, next), error)
@@ -72,6 +72,7 @@ async def log_out(request: Anybody, plane: Plane) -> Response[Any]:
         except RoostError as error:
             return _page("Roost", _wrong(error), error)
         await plane.identity.sessions.end(account)
+        await _record(request, plane, account, "logout", None)
     return redirect(HOME, session_cookie(request, ""))
 
 
@@ -111,8 +112,9 @@ async def decide_device(request: Anybody, plane: Plane) -> Response[Any]:
         _require_own_form(request, plane, form)
         if decision not in ("approve", "deny"):
             raise NotFound("the form is not one of this page's; open /device again")
-        await plane.identity.devices.waiting(user_code, account, guard.client_address(request))
+        device = await plane.identity.devices.waiting(user_code, account, guard.client_address(request))
         await plane.identity.devices.decide(user_code, account, decision == "approve")
+        await _record(request, plane, account, f"device {decision}", device.name)
     except RoostError as error:
         return _page("Log in a device", _wrong(error) + _code_form(), error)
     words = "The device is logged in" if decision == "approve" else "The device was refused"
@@ -144,6 +146,13 @@ async def _visitor(request: Anybody) -> Account | None:
         return await plane.identity.sessions.account(cookie) if cookie else None
     except Unauthenticated:
         return None
+
+
+async def _record(request: Anybody, plane: ControlPlane, account: Account, action: str, resource: str | None) -> None:
+    """These pages are not among the API's routes, which tell of themselves."""
+    address = guard.client_address(request)
+    told = {"actor": actor_of(account), "action": action, "resource": resource, "address": address, "status": 200}
+    await plane.audit.record(account_id=account.id, **told)
 
 
 async def _form(request: Request[Any, Any, Any]) -> dict[str, str]:

@@ -148,7 +148,7 @@ async def ssh_connection(request: Caller, plane: Plane, id: Id) -> SshConnection
 @get(
     "/microvms/{id:str}/ssh-keys/download", summary="Download the generated private key, once",
     description="404 from the second time on, and for a microVM that was given keys. It is erased before it is sent.",
-    media_type=PEM, opt={"scope": "run"},
+    media_type=PEM, opt={"scope": "run", "audit": True},
 )  # fmt: skip
 async def download_key(request: Caller, plane: Plane, id: Id) -> Response[bytes]:
     found = await _find(request, plane, id)
