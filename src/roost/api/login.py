@@ -234,9 +234,8 @@ async def check_password(request: Anybody, plane: ControlPlane, name: str, passw
         return await plane.identity.users.check(name, password, guard.client_address(request))
     except Unauthenticated:  # not Throttled: so the throttle bounds the entries that a guesser makes
         owner, shown = await plane.identity.users.tried(name)
-        plane.audit.record_soon(
-            account_id=owner, **_login(request, shown, 401)
-        )  # without waiting: the time must not tell who exists
+        # without waiting: the time must not tell who exists
+        plane.audit.record_soon(account_id=owner, **_login(request, shown, 401))
         raise
 
 
