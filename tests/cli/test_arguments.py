@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import click
 import pytest
 
+from roost.cli.execs import without_dashes
 from roost.cli.follow import Ending
 from roost.cli.images import default_name
 from roost.cli.jobs import exit_status, read_script, submission
@@ -84,3 +86,21 @@ def test_the_exit_status_is_the_scripts_and_never_success_without_one(ending: En
 )
 def test_an_image_is_named_after_the_last_part_of_its_reference(reference: str, name: str) -> None:
     assert default_name(reference) == name
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (("--", "ss", "-ltn"), ("ss", "-ltn")),
+        (("ss", "-ltn"), ("ss", "-ltn")),
+        (("--", "--"), ("--",)),
+        (("sh", "-c", "x", "--"), ("sh", "-c", "x", "--")),
+    ],
+)
+def test_dashes_before_the_command_of_exec_are_no_part_of_it(given: tuple[str, ...], command: tuple[str, ...]) -> None:
+    assert without_dashes(given) == command
+
+
+def test_dashes_without_a_command_are_refused() -> None:
+    with pytest.raises(click.UsageError, match="nothing follows"):
+        without_dashes(("--",))

@@ -76,6 +76,7 @@ def test_list_status_logs_stop_and_exec_name_the_same_job(roost: RunningRoost, a
     result = roost.command("exec", name, "printf '%s' in-it; echo no >&2; exit 4")
     assert (result.returncode, result.stdout, result.stderr) == (4, b"in-it", b"no\n")
     assert roost.command("exec", name, "echo", "a  b", "$HOME").stdout == b"a  b $HOME\n"
+    assert roost.command("exec", name, "--", "echo", "-n", "a  b").stdout == b"a  b"
     with begin(roost, "logs", "-f", name) as follower:
         assert follower.stdout and follower.stdout.readline() == b"line\n"
         assert roost.command("stop", name).returncode == 0

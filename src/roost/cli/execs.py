@@ -28,9 +28,10 @@ def exec_command(
 ) -> None:
     """Run COMMAND in a job's sandbox and end with its exit status; wake it if it sleeps. Options come before JOB.
 
-    One word is shell text; several are a program and its arguments. With -i or -t a lost connection is made again and
-    the command goes on where it was.
+    A `--` may stand before COMMAND. One word is shell text; several are a program and its arguments. With -i or -t a
+    lost connection is made again and the command goes on where it was.
     """
+    command = without_dashes(command)
     if not (interactive or tty):
         _run(api, job, command, timeout or 30, raw)
     if raw or timeout:
@@ -43,6 +44,17 @@ def exec_command(
         body |= attach.terminal_of()
     started = attach.start(api, f"{path_of(job)}/execs", body)
     sys.exit(attach.attach(api, f"{path_of(job)}/execs/{urllib.parse.quote(started)}", tty))
+
+
+def without_dashes(command: tuple[str, ...]) -> tuple[str, ...]:
+    """What follows the `--` between a job and its command, as docker, kubectl and ssh take it.
+
+    Click hands it on, because the options of a command are not ours. Raises UsageError when nothing follows.
+    """
+    rest = command[1:] if command[0] == "--" else command
+    if not rest:
+        raise click.UsageError("nothing follows `--`; give the command to run")
+    return rest
 
 
 def _run(api: Api, job: str, command: tuple[str, ...], timeout: int, raw: bool) -> None:
