@@ -69,9 +69,19 @@ class Site:
         return f"roost-{self.instance}-{self.number}"
 
     @property
+    def mounts(self) -> Path:
+        """A private mount of its own with all that is only needed until the guest has its root: one detach ends it."""
+        return self.directory / "mounts"
+
+    @property
     def slot(self) -> Path:
         """Shared with the guest, which sees what is mounted below it."""
-        return self.directory / "slot"
+        return self.mounts / "slot"
+
+    @property
+    def layers(self) -> Path:
+        """Where the layers of its root are mounted, with ids mapped, one on top of the other."""
+        return self.mounts / "layers"
 
     @property
     def root(self) -> Path:
@@ -92,7 +102,7 @@ class Site:
 
     @property
     def mountpoints(self) -> Iterator[Path]:
-        yield from (self.root, self.slot, self.disk)
+        yield from (self.mounts, self.disk)
 
 
 @dataclass(eq=False)
@@ -140,8 +150,7 @@ class Member:
 
     def forget_mounts(self) -> None:
         """Guest init has moved into its own copy of the mount; the host needs none."""
-        unmount(self.site.root)
-        unmount(self.site.slot)
+        unmount(self.site.mounts)
 
     async def quiet(self) -> None:
         """Ends every process in it, guest init too; its disk stays, and nobody changes it any more."""
@@ -246,11 +255,13 @@ def _remove_files(ground: Ground, site: Site) -> None:
 
 
 def _make_slot(site: Site) -> None:
-    """A mount of its own, so that only this member's guest receives what is mounted below it."""
+    """Mounts of its own, so that only this member's guest receives what is mounted below its slot, and nobody else."""
     site.root.mkdir(mode=0o755, parents=True)
     site.slot.chmod(0o755)
-    linux.mount(site.slot, site.slot, flags=linux.MS_BIND)
-    linux.mount(None, site.slot, flags=linux.MS_PRIVATE)
+    site.layers.mkdir(mode=0o700)
+    for place in (site.mounts, site.slot):
+        linux.mount(place, place, flags=linux.MS_BIND)
+        linux.mount(None, place, flags=linux.MS_PRIVATE)
     linux.mount(None, site.slot, flags=linux.MS_SHARED)
 
 
@@ -263,14 +274,23 @@ def mount_root(lowers: Sequence[Path], disk: Disk, site: Site, pid: int) -> None
     with contextlib.ExitStack() as opened:
         user_namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         opened.callback(os.close, user_namespace)
-        mapped: list[str] = []
-        for lower in lowers:
-            clone = linux.open_tree(lower)
-            opened.callback(os.close, clone)
-            linux.mount_setattr(clone, userns_fd=user_namespace)
-            mapped.append(f"/proc/self/fd/{clone}")
-        options = f"lowerdir={':'.join(mapped)},upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
+        mapped = [_map_layer(lower, user_namespace, site.layers, opened) for lower in lowers]
+        named = ":".join(f"/proc/self/fd/{layer}" for layer in mapped)  # short: the options have to fit in a page
+        options = f"lowerdir={named},upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
         linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
+
+
+def _map_layer(lower: Path, user_namespace: int, place: Path, opened: contextlib.ExitStack) -> int:
+    """A descriptor of the layer's mount with ids mapped, mounted at `place`, on top of what is there.
+
+    Before Linux 6.15 overlayfs takes no mount that is in no mount namespace. Private, or what is put on top of it would
+    appear on the layer itself, whose mount it is a copy of.
+    """
+    clone = linux.open_tree(lower)
+    opened.callback(os.close, clone)
+    linux.mount_setattr(clone, propagation=linux.MS_PRIVATE, userns_fd=user_namespace)
+    linux.move_mount(clone, place)
+    return clone
 
 
 def network_plan(link: Link) -> list[str]:

@@ -131,6 +131,8 @@ def container_config(container: Container, machine: Machine) -> dict[str, Any]:
             "maskedPaths": [*_MASKED_PATHS, *machine.thermal_throttle],
             "readonlyPaths": list(_READONLY_PATHS),
             "seccomp": seccomp.profile(machine.architecture),
+            # crun makes every mount private without it, and what is mounted below the slot later would not arrive.
+            "rootfsPropagation": "slave",
         },
     }
 
