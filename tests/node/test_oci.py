@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_a_member_is_described_to_the_oci_program_in_full() -> None:
     }
     assert linux["uidMappings"] == linux["gidMappings"] == [{"containerID": 0, "hostID": 1074855936, "size": 65536}]
     assert linux["cgroupsPath"] == "/roost-0/m17"
+    assert linux["rootfsPropagation"] == "slave"
     assert linux["resources"] == {
         "devices": [
             {"allow": False, "access": "rwm"},
@@ -202,6 +204,33 @@ async def test_what_is_mounted_in_the_slot_later_appears_inside(running: Member)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     (place / "hello").write_text("from outside")
     assert running.ask("read /slot/root/hello") == "from outside"
+
+
+@pytest.mark.skipif(not shutil.which("crun"), reason="crun is not installed")
+async def test_it_appears_inside_also_where_crun_made_the_container(probe: Path) -> None:
+    """In a view of this machine in which cgroup v2 is all there is, for crun refuses a mix of both versions."""
+    world = World.make(probe)
+    view = world.path / "crun"
+    view.write_text(
+        "#!/bin/sh\n"
+        "exec unshare --mount --propagation slave sh -c "
+        """'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec crun "$@"' crun "$@"\n"""
+    )
+    view.chmod(0o755)
+    try:
+        world.runtime = oci.OciRuntime(str(view), world.path / "runtime")
+        member = world.member()
+        config = member.config
+        del config["linux"]["resources"]  # a mix has its controllers elsewhere
+        (member.bundle / "config.json").write_text(json.dumps(config))
+        member.pid = await world.runtime.run(member.id, member.bundle, member.listener.fileno())
+        place = member.slot / "root"
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+        (place / "hello").write_text("from outside")
+        assert member.ask("read /slot/root/hello") == "from outside"
+    finally:
+        await world.close()
 
 
 async def test_its_limits_hold_from_the_first_moment(running: Member) -> None:
