@@ -49,10 +49,10 @@ test-packages:
 
 # The suite starts real sandboxes, which takes root.
 test: setup test-packages check
-	$(SUDO) .venv/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST)
+	$(SUDO) .venv/bin/python -m tests.supervised -n $(WORKERS) --dist worksteal $(PYTEST)
 
 test-fast: setup
-	$(SUDO) .venv/bin/pytest -q -n 2 -m "not e2e and not slow" $(PYTEST)
+	$(SUDO) .venv/bin/python -m tests.supervised -q -n 2 -m "not e2e and not slow" $(PYTEST)
 
 check: .venv/synced
 	.venv/bin/ruff format --check .

@@ -1,22 +1,19 @@
 """An agent: the official client, over either transport."""
 
-import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import httpx2
-import uvicorn
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from roost.listening import bound
 from roost.mcp.api import session
 from roost.mcp.server import http_app
+from tests.served import served
 
 TRANSPORTS = ("stdio", "http")
 
@@ -38,24 +35,9 @@ class Agent:
 
 
 @asynccontextmanager
-async def serving(app: Any, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
-    """The URL at which the application is served."""
-    listener: socket.socket = bound("127.0.0.1", 0, "--http")
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan=lifespan)
-    )
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
-
-
-@asynccontextmanager
 async def mcp_server(api_url: str, *names: str) -> AsyncIterator[str]:
     """Over HTTP; its URL."""
-    async with session() as connections, serving(http_app(connections, api_url, names), "on") as url:
+    async with session() as connections, served(http_app(connections, api_url, names), lifespan="on") as url:
         yield f"{url}/mcp"
 
 

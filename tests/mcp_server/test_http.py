@@ -13,8 +13,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.mcp_server.agent import http_agent, mcp_server, serving
+from tests.mcp_server.agent import http_agent, mcp_server
 from tests.mcp_server.test_tools import app_of
+from tests.served import served
 from tests.workspaces.conftest import TOKEN, Api, an_api, another_account
 
 HELLO = {
@@ -29,7 +30,7 @@ MINE = {"Authorization": f"Bearer {TOKEN}"}
 async def a_door(directory: Path, *names: str) -> AsyncIterator[tuple[httpx2.AsyncClient, Api]]:
     async with (
         an_api(directory) as api,
-        serving(app_of(api)) as api_url,
+        served(app_of(api)) as api_url,
         mcp_server(api_url, *names) as url,
         httpx2.AsyncClient(base_url=url.removesuffix("/mcp"), headers=ACCEPTED, timeout=20) as client,
     ):

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from tests.jobs.memory_node import until
-from tests.mcp_server.agent import TRANSPORTS, Agent, agent, http_agent, mcp_server, serving
+from tests.mcp_server.agent import TRANSPORTS, Agent, agent, http_agent, mcp_server
+from tests.served import served
 from tests.workspaces.conftest import TOKEN, Api, an_api, another_account
 
 
 @asynccontextmanager
 async def a_world(directory: Path, transport: str = "http") -> AsyncIterator[tuple[Agent, Api]]:
     """An agent, and the Roost that it uses."""
-    async with an_api(directory) as api, serving(app_of(api)) as url, agent(transport, url, TOKEN) as one:
+    async with an_api(directory) as api, served(app_of(api)) as url, agent(transport, url, TOKEN) as one:
         yield one, api
 
 
@@ -227,7 +228,7 @@ async def test_a_server_that_is_away_is_told_with_how_to_start_it(tmp_path: Path
 
 
 async def test_a_token_that_is_unknown_is_told_by_the_api(tmp_path: Path) -> None:
-    async with an_api(tmp_path) as api, serving(app_of(api)) as url, agent("stdio", url, "wrong") as mcp:
+    async with an_api(tmp_path) as api, served(app_of(api)) as url, agent("stdio", url, "wrong") as mcp:
         assert "token" in await mcp.refused("jobs")
 
 
@@ -250,7 +251,7 @@ async def test_another_account_sees_nothing(tmp_path: Path) -> None:
         await api.fill("app", **{"root/file": b"secret"})
         api.node.say(await api.run(name="mine"), b"secret\n")
         async with (
-            serving(app_of(api)) as api_url,
+            served(app_of(api)) as api_url,
             mcp_server(api_url) as url,
             http_agent(url, "s" * 32) as stranger,
             http_agent(url, TOKEN) as owner,

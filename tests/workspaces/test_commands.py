@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-from roost.listening import bound
-from roost.serve import Server
 from tests.jobs.memory_node import until
+from tests.served import served
 from tests.workspaces.conftest import TOKEN, Plane, control_plane
 
 pytestmark = pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
@@ -39,14 +37,8 @@ class Shell:
 
 @asynccontextmanager
 async def a_shell(directory: Path) -> AsyncIterator[Shell]:
-    async with control_plane(directory) as plane:
-        with bound("127.0.0.1", 0, "--listen") as listener:
-            config = uvicorn.Config(plane.app, lifespan="off", log_config=None, ws="none")
-            server = Server(config)
-            serving = asyncio.create_task(server.serve([listener]))
-            yield Shell(f"http://127.0.0.1:{listener.getsockname()[1]}", plane)
-            server.should_exit = True
-            await serving
+    async with control_plane(directory) as plane, served(plane.app, ws="none") as url:
+        yield Shell(url, plane)
 
 
 @pytest.fixture

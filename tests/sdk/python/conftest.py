@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
 
 from roost import AsyncRoost, Roost
-from roost.listening import bound
 from roost.sdk import AsyncStream
-from roost.serve import Server
 from tests.jobs.memory_node import until
+from tests.served import served
 from tests.workspaces.conftest import TOKEN, Plane, control_plane
 
 
@@ -62,15 +60,8 @@ class World:
 
 @asynccontextmanager
 async def _serving(directory: Path) -> AsyncIterator[tuple[str, Plane]]:
-    async with control_plane(directory) as plane:
-        listener = bound("127.0.0.1", 0, "--listen")
-        server = Server(uvicorn.Config(plane.app, ws="websockets-sansio", lifespan="off", log_config=None))
-        serving = asyncio.create_task(server.serve([listener]))
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", plane
-        finally:
-            server.should_exit = True
-            await serving
+    async with control_plane(directory) as plane, served(plane.app, ws="websockets-sansio") as url:
+        yield url, plane
 
 
 @pytest.fixture(scope="module")

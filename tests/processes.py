@@ -1,0 +1,38 @@
+"""Processes as /proc tells of them, for whoever has to end what is left."""
+
+import contextlib
+from pathlib import Path
+
+
+def children(pid: int) -> set[int]:
+    """Direct children, without those that have ended and wait for their parent."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for task in list(Path(f"/proc/{pid}/task").iterdir()):
+            with contextlib.suppress(OSError):
+                found.update(map(int, task.joinpath("children").read_text().split()))
+    return {child for child in found if is_alive(child)}
+
+
+def descendants(pid: int) -> list[int]:
+    """Parents before their children."""
+    found: list[int] = []
+    level = [pid]
+    while level:
+        level = sorted({child for parent in level for child in children(parent)})
+        found += level
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def command(pid: int) -> str:
+    """Number and words, for a message."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return f"{pid} {words.strip()[:160]}"
+    return str(pid)
