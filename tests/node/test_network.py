@@ -13,6 +13,7 @@ import pytest
 
 from roost.errors import Invalid, SetupMissing
 from roost.node import firewall
+from roost.node import network as network_module
 from roost.node.firewall import Guest, Policy, ruleset
 from roost.node.forwarding import Forwarding
 from roost.node.network import (
@@ -134,6 +135,24 @@ def test_the_ruleset_whole() -> None:
     guest = Guest("r3v0", IPv4Address("100.76.0.1"), PREFIX[3073], guest_link_local(3, 0), firewall.mark(3, 0))
     policy = Policy(3, [guest], PREFIX, ["10.0.0.53", "2001:db8::53"], ("ipv4", "ipv6"))
     assert ruleset(policy).expandtabs(4) == (Path(__file__).parent / "ruleset.nft").read_text()
+
+
+def test_more_members_are_made_known_by_these_lines() -> None:
+    guest = Guest("r3v64", IPv4Address("100.76.0.129"), PREFIX[3137], guest_link_local(3, 64), firewall.mark(3, 64))
+    assert firewall.admission(3, [guest]) == (
+        'add element inet roost3 own4 { "r3v64" . 100.76.0.129 }\n'
+        'add element inet roost3 own6 { "r3v64" . fd12:3456:789a::c41, "r3v64" . fe80::72:6fff:fe03:40 }\n'
+        'add element inet roost3 marks { "r3v64" : 0x52000c40 }\n'
+    )
+
+
+@pytest.mark.parametrize("keep", [set[int](), {0}, {1023}, {5, 6, 7, 700}, set(range(1024)), set(range(0, 1024, 2))])
+def test_marks_stand_for_every_member_but_those_that_are_kept(keep: set[int]) -> None:
+    marks = firewall.marks_but(3, keep)
+    matched = [m for m in range(1024) for value, mask in marks if firewall.mark(3, m) & mask == value]
+    assert matched == [member for member in range(1024) if member not in keep]
+    assert not [value for value, mask in marks if firewall.mark(2, 1023) & mask == value]
+    assert len(marks) == 1 if not keep else len(marks) <= 10 * len(keep)
 
 
 def test_a_routed_prefix_is_not_translated() -> None:
@@ -535,6 +554,57 @@ async def test_after_a_crash_a_sweep_keeps_the_living_and_removes_the_rest(
         assert living.probe(("tcp", INTERNET4, "80")) == ["198.51.100.1 hello"]
     finally:
         await successor.close()
+
+
+@needs_root
+async def test_a_start_does_what_the_members_that_are_there_ask_for(
+    network: Network, holders: list[Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither rules for a thousand members nor a look for each of them: on an emulated machine that took minutes."""
+    await join(network, 3, holders)
+    asked: list[str] = []
+
+    def look(name: str) -> int | None:
+        asked.append(name)
+        return index_of(name)
+
+    monkeypatch.setattr(network_module, "index_of", look)
+    successor = Network(12, PREFIX, SERVERS)
+    try:
+        await successor.open()
+        await successor.sweep(keep=set())
+        assert asked == ["r12v3"]
+        assert len(known(12)) == 64
+    finally:
+        await successor.close()
+
+
+@needs_root
+async def test_a_member_that_the_rules_did_not_know_at_first_is_admitted_and_held_to_its_addresses(
+    network: Network, holders: list[Namespace]
+) -> None:
+    assert "r12v200" not in known(12)
+    (guest, link), (other, _) = await asyncio.gather(join(network, 200, holders), join(network, 201, holders))
+    assert {"r12v0", "r12v200", "r12v201"} <= known(12)
+    forged = network.link(199).ipv4
+    guest.ip(f"addr add {forged}/32 dev eth0")
+    truth, lie = ("udp", INTERNET4, "80", "true", link.ipv4), ("udp", INTERNET4, "80", "forged", forged)
+    assert guest.probe(truth, lie) == ["198.51.100.1 true", "timeout"]
+    assert other.probe(("tcp", INTERNET6, "80")) == ["2001:db8:99::1 hello"]
+    successor = Network(12, PREFIX, SERVERS)  # after a crash, those who are there go on
+    try:
+        await successor.open()
+        assert guest.probe(truth) == ["198.51.100.1 true"]
+    finally:
+        await successor.close()
+
+
+def known(instance: int) -> set[str]:
+    """Host ends that the instance's rules let send anything."""
+    command = ["nft", "-j", "list", "set", "inet", f"roost{instance}", "own4"]
+    listed = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found = next(entry["set"] for entry in listed["nftables"] if "set" in entry)
+    return {element["concat"][0] for element in found["elem"]}
 
 
 @needs_root

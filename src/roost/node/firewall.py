@@ -1,15 +1,17 @@
 """What packets of guests may do: one nftables table per instance, and the conntrack entries of its guests.
 
 The ruleset is text made by a pure function from a Policy and loaded with `nft -f -`, which replaces the table as a
-whole or not at all. It lists every member in advance, so that connecting a guest needs no `nft` call. Guests are
-hostile: a packet that no rule here lets through is refused, at once where the guest may hear of it. A base chain of
-another table that drops forwarded packets (Docker sets such a policy) drops those of guests as well.
+whole or not at all. It lists members before they are there, so that connecting one needs an `nft` call (`admission`)
+only where the node never had as many. Guests are hostile: a packet that no rule here lets through is refused, at once
+where the guest may hear of it. A base chain of another table that drops forwarded packets (Docker sets such a policy)
+drops those of guests as well.
 """
 
 import asyncio
+import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal
@@ -21,7 +23,7 @@ Family = Literal["ipv4", "ipv6"]
 INSTANCES = 16
 MEMBERS = 1024
 CONNECTIONS = 1024  # conntrack entries per guest; a table of the kernel's default 262,144 outlasts 200 hostile ones
-NFT_TIMEOUT = 10.0  # seconds
+NFT_TIMEOUT = 120.0  # seconds; tens of milliseconds are usual, an emulated machine takes a hundred times as long
 
 INTERNAL4 = (
     "0.0.0.0/8",
@@ -46,8 +48,8 @@ INTERNAL6 = (
 ULA = IPv6Network("fc00::/7")
 
 MARK = 0x52000000  # "R" in the top byte of the conntrack mark; instance and member below
-MARK_MASK_MEMBER = 0xFFFFFFFF
-MARK_MASK_INSTANCE = 0xFFFFFC00
+
+Marks = tuple[int, int]  # a value and the mask under which it is compared
 
 
 @dataclass(frozen=True)
@@ -156,22 +158,40 @@ def removal(instance: int) -> str:
     return f"table {table(instance)}\ndelete table {table(instance)}\n"
 
 
+def admission(instance: int, guests: Sequence[Guest]) -> str:
+    """Input of `nft -f -` that makes more members known to the instance's table, or makes them known again."""
+    elements = {"own4": _own4(guests), "own6": _own6(guests), "marks": _marks(guests)}
+    lines = (f"add element {table(instance)} {name} {{ {', '.join(of)} }}\n" for name, of in elements.items())
+    return "".join(lines)
+
+
+def _own4(guests: Sequence[Guest]) -> list[str]:
+    return [f'"{g.interface}" . {g.ipv4}' for g in guests]
+
+
+def _own6(guests: Sequence[Guest]) -> list[str]:
+    return [f'"{g.interface}" . {address}' for g in guests for address in (g.ipv6, g.link_local)]
+
+
+def _marks(guests: Sequence[Guest]) -> list[str]:
+    return [f'"{g.interface}" : {g.mark:#x}' for g in guests]
+
+
 def _sets(policy: Policy) -> str:
     guests = policy.guests
     resolvers = [ip_address(text) for text in policy.resolvers]
-    own6 = [f'"{g.interface}" . {address}' for g in guests for address in (g.ipv6, g.link_local)]
     return "".join(
         (
             _set("everyone", "type ifname; flags interval", (f'"r{n}v*"' for n in range(INSTANCES))),
-            _set("own4", "type ifname . ipv4_addr", (f'"{g.interface}" . {g.ipv4}' for g in guests)),
-            _set("own6", "type ifname . ipv6_addr", own6),
+            _set("own4", "type ifname . ipv4_addr", _own4(guests)),
+            _set("own6", "type ifname . ipv6_addr", _own6(guests)),
             _set("resolvers4", "type ipv4_addr", (str(a) for a in resolvers if a.version == 4)),
             _set("resolvers6", "type ipv6_addr", (str(a) for a in resolvers if a.version == 6)),
             _set("internal4", "type ipv4_addr; flags interval", INTERNAL4),
             # a routed prefix is global, but what lives in it are other guests
             _set("internal6", "type ipv6_addr; flags interval; auto-merge", (*INTERNAL6, str(policy.prefix6))),
             _set("connections", f"type ifname; size {MEMBERS}; flags dynamic", ()),
-            _map("marks", "type ifname : mark", (f'"{g.interface}" : {g.mark:#x}' for g in guests)),
+            _map("marks", "type ifname : mark", _marks(guests)),
         )
     )
 
@@ -214,6 +234,8 @@ async def load(text: str) -> None:
     try:
         async with asyncio.timeout(NFT_TIMEOUT):
             _, errors = await process.communicate(text.encode())
+    except TimeoutError:
+        raise SetupMissing(f"nft has not loaded Roost's rules within {NFT_TIMEOUT:.0f} s") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -223,17 +245,32 @@ async def load(text: str) -> None:
         raise SetupMissing(f"nftables refuses Roost's rules ({said}); use nftables 1.0.6 and Linux 5.10 or later")
 
 
-def forget_connections(marks: Iterable[int], mask: int = MARK_MASK_MEMBER) -> None:
-    """Delete the conntrack entries with these marks.
+def mark_of(instance: int, member: int) -> Marks:
+    return mark(instance, member), 0xFFFFFFFF
+
+
+def marks_but(instance: int, keep: Collection[int]) -> list[Marks]:
+    """As few as stand for all members of the instance but those of `keep`: one where nobody is kept."""
+
+    def without(first: int, size: int) -> list[Marks]:
+        if not any(first <= member < first + size for member in keep):
+            return [(mark(instance, first), 0x100000000 - size)]
+        half = size // 2
+        return [*without(first, half), *without(first + half, half)] if half else []
+
+    return without(0, MEMBERS)
+
+
+def forget_connections(marks: Iterable[Marks]) -> None:
+    """Delete the conntrack entries with these marks; the kernel looks at every connection once for each of them.
 
     A member's addresses are used again: what still arrives for the old guest's connections must not reach the next
     guest, nor count against its limit. Raises OSError.
     """
-    requests = b"".join(_flush_request(value, mask) for value in marks)
+    requests = b"".join(_flush_request(value, mask) for value, mask in marks)
     if not requests:
         return
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as channel:
-        channel.settimeout(NFT_TIMEOUT)
         channel.sendto(requests, (0, 0))  # the kernel has done it when this returns; it speaks only of errors
         channel.setblocking(False)
         try:
@@ -241,13 +278,13 @@ def forget_connections(marks: Iterable[int], mask: int = MARK_MASK_MEMBER) -> No
         except BlockingIOError:
             return
         code = -struct.unpack_from("=i", answer, 16)[0]
-        raise OSError(code, "conntrack entries could not be deleted")
+        raise OSError(code, f"conntrack entries could not be deleted: {os.strerror(code)}")
 
 
 def check_conntrack() -> None:
     """Raise SetupMissing if this kernel could not forget connections."""
     try:
-        forget_connections([MARK | 0xFFFFFF])  # nobody's
+        forget_connections([(MARK | 0xFFFFFF, 0xFFFFFFFF)])  # nobody's
     except OSError as error:
         cure = "load the kernel modules nf_conntrack and nf_conntrack_netlink"
         raise SetupMissing(f"connections cannot be tracked ({error.strerror}); {cure}") from None

@@ -35,6 +35,7 @@ SHARED4 = int(IPv4Address("100.64.0.0"))
 GATEWAY6 = "fe80::1"
 HOST_MAC = "02:72:6f:6f:73:74"  # the same on every pair: nobody else is on the wire
 LEAVING = 0x726F0000  # interface group of host ends about to be deleted, plus the instance
+BLOCK = 64  # members that the rules get to know at once
 IFF_UP = 1
 IFA_F_NODAD = 2
 MTU_RANGE = (1280, 65535)  # below, Linux switches IPv6 off; above, veth refuses
@@ -105,6 +106,8 @@ class Network:
         self.resolvers = tuple(str(ip_address(text)) for text in resolvers)
         self.forwarding = Forwarding()
         self._mtu = default_mtu()
+        self._admitted = 0  # members, from 0 on, that the rules know; they stay known, for their addresses stay theirs
+        self._admitting = asyncio.Lock()
         self._leaving: set[int] = set()
         self._rtnl = Rtnl(instance)
 
@@ -114,8 +117,9 @@ class Network:
         ipv6 = guest_ipv6(self.instance, member, self.prefix6)
         return Link("eth0", self._mtu, str(gateway4 + 1), 31, str(gateway4), str(ipv6), 128, GATEWAY6)
 
-    def policy(self, gated: Sequence[firewall.Family]) -> Policy:
-        guests = tuple(self._guest(member) for member in range(MEMBERS))
+    def policy(self, gated: Sequence[firewall.Family], members: int) -> Policy:
+        """The rules know the first `members`."""
+        guests = tuple(map(self._guest, range(members)))
         return Policy(self.instance, guests, self.prefix6, self.resolvers, gated)
 
     def _guest(self, member: int) -> Guest:
@@ -134,7 +138,10 @@ class Network:
         await asyncio.to_thread(firewall.check_conntrack)
         self._mtu = default_mtu()
         gated = await asyncio.to_thread(self.forwarding.claim, self.instance)
-        await firewall.load(firewall.ruleset(self.policy(gated)))
+        left = await self._rtnl.run(self._rtnl.members)  # by an earlier node: they go on meanwhile
+        admitted = blocks_of(1 + max(left, default=0))
+        await firewall.load(firewall.ruleset(self.policy(gated, admitted)))
+        self._admitted = admitted
         await asyncio.to_thread(self.forwarding.turn_on)
         await self._rtnl.run(self._rtnl.open)
 
@@ -147,8 +154,23 @@ class Network:
         if not 0 <= member < MEMBERS:
             raise ValueError(f"member {member} is not in 0..{MEMBERS - 1}")
         link = self.link(member)
+        if member >= self._admitted:
+            await self._admit(member)
         await self._rtnl.run(partial(self._rtnl.connect, member, pid, link))
         return link
+
+    async def _admit(self, member: int) -> None:
+        """Let the rules know more members, twice as many each time: the pool gives the lowest numbers out first."""
+        async with self._admitting:
+            if member < self._admitted:
+                return
+            admitted = blocks_of(max(1 + member, 2 * self._admitted))
+            guests = [self._guest(number) for number in range(self._admitted, admitted)]
+            try:
+                await firewall.load(firewall.admission(self.instance, guests))
+            except SetupMissing as error:  # the rules were loaded before, so this is of the moment
+                raise OSError(errno.EIO, f"the rules for member {member} could not be loaded: {error}") from error
+            self._admitted = admitted
 
     async def disconnect(self, member: int) -> None:
         """Delete the pair and forget its connections; calls that wait for each other are done as one."""
@@ -166,17 +188,15 @@ class Network:
 
     async def sweep(self, keep: Collection[int]) -> None:
         """Remove this instance's links except those of `keep`, and the connections of all that may have been."""
-        gone = [member for member in range(MEMBERS) if member not in keep]
-        await self._rtnl.run(lambda: self._rtnl.remove(gone))
+        await self._rtnl.run(lambda: self._rtnl.sweep(keep))
 
     async def close(self) -> None:
         """Links, connections and table gone; forwarding as before if no other instance needs it."""
-        await self._rtnl.run(lambda: self._rtnl.remove(self._rtnl.members()))
+        await self._rtnl.run(lambda: self._rtnl.unlink(self._rtnl.members()))
         await asyncio.to_thread(self.forwarding.release, self.instance)
         await firewall.load(firewall.removal(self.instance))
-        await asyncio.to_thread(
-            firewall.forget_connections, [firewall.mark(self.instance, 0)], firewall.MARK_MASK_INSTANCE
-        )
+        self._admitted = 0
+        await asyncio.to_thread(firewall.forget_connections, firewall.marks_but(self.instance, ()))
         await self._rtnl.close()
 
 
@@ -257,12 +277,21 @@ class Rtnl:
         return [int(match[1]) for match in found if match]
 
     def remove(self, members: Collection[int]) -> None:
-        """Delete the pairs at once, by way of an interface group, then forget the connections."""
+        """Delete the pairs, then forget the connections."""
+        self.unlink(members)
+        firewall.forget_connections(firewall.mark_of(self.instance, member) for member in members)
+
+    def sweep(self, keep: Collection[int]) -> None:
+        """The same for all but `keep`, also for those whose pair went with its namespace."""
+        self.unlink([member for member in self.members() if member not in keep])
+        firewall.forget_connections(firewall.marks_but(self.instance, keep))
+
+    def unlink(self, members: Collection[int]) -> None:
+        """Delete the pairs at once, by way of an interface group."""
         group = LEAVING + self.instance
         if self._assign(group, members):
             with absent_is_fine():
                 self.open().link("del", IFLA_GROUP=group)
-        firewall.forget_connections(firewall.mark(self.instance, member) for member in members)
 
     def _assign(self, group: int, members: Iterable[int]) -> bool:
         """Move the host ends into the group; whether there were any."""
@@ -292,10 +321,16 @@ def code_of(error: NetlinkError) -> int:
 
 
 def index_of(name: str) -> int | None:
+    """Not by if_nametoindex(3): for a name that is not there the kernel runs modprobe, which may take a second."""
     try:
-        return socket.if_nametoindex(name)
+        return int(Path(f"/sys/class/net/{name}/ifindex").read_text())
     except OSError:
         return None
+
+
+def blocks_of(members: int) -> int:
+    """How many members the rules are to know, so that there is room for as many more as a few seconds bring."""
+    return min(MEMBERS, -(-members // BLOCK) * BLOCK)
 
 
 def default_mtu(proc: Path = Path("/proc/net"), sys: Path = Path("/sys/class/net")) -> int:
