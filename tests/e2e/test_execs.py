@@ -159,8 +159,13 @@ def test_what_is_not_there_is_not_found(api: Api, job: str) -> None:
     assert api.ask("GET", path("no-such-job", "00000001"))[0] == 404
     status, answer = api.ask("POST", path(job, start(api, job, "true"), "/signal"), {"signal": "NOPE"})
     assert (status, "no signal" in answer["error"]) == (400, True)
+
+
+def test_a_program_that_is_missing_ends_as_a_shell_ends(api: Api, job: str) -> None:
     status, answer = api.ask("POST", f"/mags-jobs/{job}/execs", {"arguments": ["/no/such"]})
-    assert (status, "no such program" in answer["error"]) == (409, True)
+    assert status == 201
+    assert ended(api, job, answer["exec_id"])["exit_code"] == 127
+    assert raw(api, job, answer["exec_id"], "stderr") == b"roost: /no/such: no such program\n"
 
 
 def test_an_exec_of_a_job_that_has_ended_is_refused_truly(api: Api) -> None:

@@ -72,9 +72,7 @@ async def test_a_process_gets_the_scripts_environment_with_its_own_changes(box: 
 @pytest.mark.parametrize(
     ("process", "words"),
     [
-        (StartProcess(arguments=["/no/such"]), "no such program"),
         (StartProcess(arguments=[]), "arguments: empty"),
-        (StartProcess(arguments=["sh"], directory="/nowhere"), "working directory"),
         (StartProcess(arguments=["sh", "a\0b"]), "NUL"),
         (StartProcess(arguments=["sh", "x" * 300_000]), "takes 262144"),
         (StartProcess(arguments=["sh"], environment={"A=B": "c"}), "environment"),
@@ -85,6 +83,21 @@ async def test_what_cannot_be_started_is_refused(node: RealNode, box: Box, proce
     with pytest.raises(Conflict, match=words):
         async with node.client.session(box.id, process):
             pass
+
+
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        (StartProcess(arguments=["/no/such"]), b"roost: /no/such: no such program\n"),
+        (StartProcess(arguments=["sh"], directory="/nowhere"), b"roost: /nowhere: no such working directory\n"),
+    ],
+)
+async def test_what_is_missing_ends_a_session_as_a_shell_ends(
+    node: RealNode, box: Box, process: StartProcess, said: bytes
+) -> None:
+    async with node.client.session(box.id, process) as session:
+        assert [pair async for pair in session.output()] == [("stderr", said)]
+        assert (await session.end()).exit_code == 127
 
 
 async def test_a_sandbox_that_is_not_there_is_refused(node: RealNode) -> None:

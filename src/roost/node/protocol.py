@@ -318,7 +318,7 @@ class Dialled(Wire, frozen=True):
 
 
 class Exec(Wire, frozen=True):
-    """Run one command to its end beside whatever runs in the sandbox; its process group is ended with the call."""
+    """Run one command to its end beside whatever runs in the sandbox; what did not leave its session ends with it."""
 
     command: str
     timeout_seconds: float
@@ -326,7 +326,7 @@ class Exec(Wire, frozen=True):
 
 
 class ExecResult(Wire, frozen=True):
-    exit_code: int | None  # None: the status was lost, `reason` says how
+    exit_code: int | None  # None: the status was lost; `reason` says how, and why it was killed for its time
     stdout: bytes
     stderr: bytes
     truncated: bool = False

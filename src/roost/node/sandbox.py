@@ -68,6 +68,15 @@ def script_command(script: bytes, environment: dict[str, str]) -> Command:
     return Command(arguments, BASE_ENVIRONMENT | environment)
 
 
+def doubts_about(script: bytes) -> str | None:
+    """What a text from another system may break in; whether it does, only the script knows."""
+    if script.startswith(b"\xef\xbb\xbf"):
+        return "the script begins with a byte order mark (BOM), which no shell knows; save it as UTF-8 without BOM"
+    if b"\r\n" in script[: script.find(b"\n") + 1]:
+        return "the script has Windows line endings (CRLF), which a shell takes for part of its words; save it with LF"
+    return None
+
+
 def hosts_file(hostname: str) -> bytes:
     return f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n".encode()
 
@@ -179,6 +188,8 @@ class Sandbox:
             *(guest.write_file(f"{PLACE}/{part.name}", part.mode, part.content) for part in tools),
             guest.start(FIRST_PROCESS, script_command(request.script, request.environment), self._log_writer().write),
         )
+        if doubts := doubts_about(request.script):
+            self._remark(doubts)
         self._freezer = Freezer(member, False, self._write_frozen)
         ipv4, ipv6 = member.addresses
         self._become(phase="running", started_ns=started, ipv4=ipv4, ipv6=ipv6)
@@ -551,7 +562,7 @@ class Sandbox:
         guest, id = self.enter(), self.next_number()
         output = _Output(request.output_limit)
         begun = now_ns()
-        command = Command(["/bin/sh", "-c", request.command], environment=None, end_group=True)
+        command = Command(["/bin/sh", "-c", request.command], environment=None, end_session=True)
         try:
             process = await guest.start(id, command, output.take)
         except GuestRefused as refusal:
@@ -567,7 +578,7 @@ class Sandbox:
             truncated=output.truncated,
             timed_out=timed_out,
             duration_ms=(now_ns() - begun) // 1_000_000,
-            reason=None if exited else "the sandbox ended during the command, so its exit status is unknown",
+            reason=_why_ended(exited, request.timeout_seconds if timed_out else None),
         )
 
     # state
@@ -619,6 +630,13 @@ class _Output:
             self._room -= len(kept)
             self.truncated |= len(kept) < len(data)
             self.parts[stream].append(kept)
+
+
+def _why_ended(exited: Exited | None, limit: float | None) -> str | None:
+    """What a command's exit code does not tell. `limit`: the seconds that it was killed after."""
+    if limit is not None:
+        return f"the limit of {limit:g} s ended it; give a larger timeout"
+    return None if exited else "the sandbox ended during the command, so its exit status is unknown"
 
 
 async def _bounded(process: GuestProcess, timeout: float) -> tuple[Exited | None, bool]:

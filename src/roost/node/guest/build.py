@@ -15,6 +15,7 @@ from roost.errors import SetupMissing
 
 HERE = Path(__file__).parent
 Program: TypeAlias = Literal["init", "microvm"]
+SOURCES: dict[Program, list[str]] = {"init": ["init.c", "run.c", "session.c"], "microvm": ["microvm.c"]}
 
 
 def compile_args(compiler: str, machine: str, program: Program, target: Path) -> list[str]:
@@ -22,14 +23,15 @@ def compile_args(compiler: str, machine: str, program: Program, target: Path) ->
     return [
         *(compiler, "-std=c11", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"),
         *("-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}-linux-gnu"),
-        *("-o", str(target), str(HERE / f"{program}.c")),
+        *("-o", str(target), *(str(HERE / source) for source in SOURCES[program])),
     ]
 
 
 def build(program: Program = "init") -> Path:
-    """Compiles if the source is newer than the binary; the binary appears whole or not at all."""
-    source, binary = HERE / f"{program}.c", HERE / "build" / program
-    if binary.exists() and binary.stat().st_mtime >= source.stat().st_mtime:
+    """Compiles if a source is newer than the binary; the binary appears whole or not at all."""
+    binary = HERE / "build" / program
+    newest = max(source.stat().st_mtime for source in (*HERE.glob("*.h"), *(HERE / name for name in SOURCES[program])))
+    if binary.exists() and binary.stat().st_mtime >= newest:
         return binary
     compiler = shutil.which("musl-gcc")
     if not compiler:

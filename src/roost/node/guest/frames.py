@@ -264,7 +264,7 @@ class Command:
     directory: str = "/root"
     stdin: bool = False
     terminal: tuple[int, int] | None = None
-    end_group: bool = False  # KILL what is left of its process group when it exits
+    end_session: bool = False  # when it exits, end what is left of its session and did not ask to stay
     uid: int = 0
     gid: int = 0
     changes: Mapping[str, str] = field(default_factory=dict[str, str])  # to the first process's environment
@@ -276,7 +276,7 @@ _EXEC = struct.Struct("<IIIHHHH")
 def execute(id: int, command: Command) -> bytes:
     rows, columns = command.terminal or (0, 0)
     inherits = command.environment is None
-    flags = bool(command.terminal) | command.stdin << 1 | command.end_group << 2 | inherits << 3
+    flags = bool(command.terminal) | command.stdin << 1 | command.end_session << 2 | inherits << 3
     variables = command.changes if command.environment is None else command.environment
     environment = [f"{name}={value}" for name, value in variables.items()]
     head = _EXEC.pack(

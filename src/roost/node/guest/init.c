@@ -37,6 +37,9 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "run.h"
+#include "session.h"
+
 enum { PROTOCOL = 1, LISTEN_FD = 3 };
 enum { HEADER = 12, MAX_IN = 256 << 10, CHUNK = 32 << 10, MAX_CONTROL = 64 << 10, TRANSMIT = 128 << 10 };
 enum { WINDOW = 128 << 10 };       /* bytes of unacknowledged output a process may have here, frames included */
@@ -46,7 +49,7 @@ enum { MAX_PROCESSES = 256, MAX_WORDS = 8192 };
 
 enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNAL, RESIZE, RELEASE, PING };
 enum to_node { IS_HELLO = 64, IS_PROCESS, DONE, FAILED, STARTED, OUTPUT, EXITED, STDIN_TAKEN, PONG, STDIN_STATE };
-enum { EXEC_PTY = 1, EXEC_STDIN = 2, EXEC_END_GROUP = 4, EXEC_AS_FIRST = 8 };
+enum { EXEC_PTY = 1, EXEC_STDIN = 2, EXEC_END_SESSION = 4, EXEC_AS_FIRST = 8 };
 enum { STDOUT = 1, STDERR = 2 };
 
 struct bytes { uint8_t *data; size_t length, capacity; };
@@ -504,7 +507,7 @@ static void reap(void) {
         if (waitid(P_ALL, 0, &s, WEXITED | WNOHANG | WNOWAIT) || !s.si_pid) return;
         struct process *p = processes;
         while (p && (p->pid != s.si_pid || p->exited)) p = p->next;
-        if (p && p->flags & EXEC_END_GROUP) kill(-p->pid, SIGKILL); /* while the zombie keeps the group's number ours */
+        if (p && p->flags & EXEC_END_SESSION) end_session(p->pid); /* while the zombie keeps the number ours */
         waitid(P_PID, s.si_pid, &s, WEXITED | WNOHANG);
         if (!p) continue; /* an orphan that came to us */
         p->exited = p->draining = 1;
@@ -534,10 +537,7 @@ static _Noreturn void become(struct command *c, int in, int out, int err, int re
     if (c->gid || c->uid) {
         if (syscall(SYS_setgroups, 0, NULL) || setgid(c->gid) || setuid(c->uid)) goto out;
     }
-    if (chdir(c->directory)) goto out;
-    for (char **e = c->environment; *e; e++)
-        if (!strncmp(*e, "PATH=", 5)) setenv("PATH", *e + 5, 1);
-    execvpe(c->arguments[0], c->arguments, c->environment);
+    run_program(c->directory, c->arguments, c->environment);
 out:
     error = errno;
     if (write(report, &error, sizeof error) < 0) {}
@@ -610,7 +610,7 @@ static int start(struct process *p, struct command *c) {
     if (n > 0) {
         waitpid(p->pid, NULL, 0);
         errno = error;
-        fail(error == ENOENT ? "no such program or working directory" : c->arguments[0]);
+        fail(c->arguments[0]);
         goto done;
     }
     p->in = in[1], p->out = out[0], p->err = err[0];
@@ -827,7 +827,8 @@ int main(void) {
     watch(LISTEN_FD, EPOLL_CTL_ADD, EPOLLIN, &listening);
     watch(signals, EPOLL_CTL_ADD, EPOLLIN, &signals);
     for (;;) {
-        int n = epoll_wait(events, ready, 64, -1);
+        int n = epoll_wait(events, ready, 64, next_look());
+        if (!next_look()) look_at_sessions();
         for (int i = 0; i < n; i++) {
             void *what = ready[i].data.ptr;
             if (what == &listening) accept_connection();
