@@ -9,9 +9,9 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
+from roost.node.descent import beside, walk
 from roost.node.member import IDS
 
 CAPABILITY = "security.capability"
@@ -23,43 +23,36 @@ _ACL_USER, _ACL_GROUP = 0x02, 0x08
 
 def canonicalise(upper: Path, first_id: int) -> None:
     """Safe to repeat: an id that is shifted already is left alone. Nothing else may change `upper` meanwhile."""
-    _shift(upper, upper.lstat(), first_id)
-    for path, status in _entries(upper):
-        _shift(path, status, first_id)
-
-
-def _entries(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    pending = [os.fsencode(directory)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(entry.path)
-                yield Path(os.fsdecode(entry.path)), status
+    above = os.open(upper.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _shift(above, upper.name, upper.lstat(), first_id)
+    finally:
+        os.close(above)
+    for found in walk(upper):
+        _shift(found.directory, found.name, found.status, first_id)
 
 
 def shifted(id: int, first_id: int) -> int:
     return id - first_id if first_id <= id < first_id + IDS else id
 
 
-def _shift(path: Path, status: os.stat_result, first_id: int) -> None:
+def _shift(directory: int, name: str, status: os.stat_result, first_id: int) -> None:
     uid, gid = shifted(status.st_uid, first_id), shifted(status.st_gid, first_id)
     if (uid, gid) == (status.st_uid, status.st_gid):
         return
-    link = stat.S_ISLNK(status.st_mode)
+    link, path = stat.S_ISLNK(status.st_mode), beside(directory, name)
     capability = None if link else _attribute(path, CAPABILITY)
-    for name in () if link else ACLS:
-        if (acl := _attribute(path, name)) is not None:
-            os.setxattr(path, name, shift_acl(acl, first_id), follow_symlinks=False)
-    os.lchown(path, uid, gid)
+    for attribute in () if link else ACLS:
+        if (acl := _attribute(path, attribute)) is not None:
+            os.setxattr(path, attribute, shift_acl(acl, first_id), follow_symlinks=False)
+    os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
     if not link and status.st_mode & (stat.S_ISUID | stat.S_ISGID):
-        path.chmod(stat.S_IMODE(status.st_mode))
+        Path(path).chmod(stat.S_IMODE(status.st_mode))
     if capability is not None:
         os.setxattr(path, CAPABILITY, plain_capability(capability), follow_symlinks=False)
 
 
-def _attribute(path: Path, name: str) -> bytes | None:
+def _attribute(path: str, name: str) -> bytes | None:
     try:
         return os.getxattr(path, name, follow_symlinks=False)
     except OSError as error:

@@ -6,41 +6,51 @@ a directory that is in one layer only, so it would be listed as a name that cann
 
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
-from roost.node.usage import is_opaque, is_whiteout
+from roost.node.descent import Descent, Layers, beside, is_opaque, is_whiteout, names_in, status_of
 
 
 def prune(upper: Path, image: Path) -> int:
     """How many went. Times of directories stay. Nothing else may change `upper` meanwhile."""
-    gone = 0
-    pending: list[tuple[Path, Path | None]] = [(upper, image)]
-    while pending:
-        directory, below = pending.pop()
-        idle: list[Path] = []
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                if is_whiteout(status):
-                    if below is None or not os.path.lexists(below / entry.name):
-                        idle.append(Path(entry.path))
-                elif stat.S_ISDIR(status.st_mode):
-                    pending.append((Path(entry.path), None if is_opaque(entry.path) else _directory(below, entry.name)))
-        gone += len(idle)
-        _remove(directory, idle)
-    return gone
+    with ExitStack() as opened:
+        top = opened.enter_context(Descent(upper))
+        return _pruned(top, Layers([opened.enter_context(Descent(image))]))
 
 
-def _directory(below: Path | None, name: str) -> Path | None:
-    """The image's directory of this name; a link to one is not merged with it."""
-    path = below / name if below else None
-    return path if path and path.is_dir() and not path.is_symlink() else None
+def _pruned(top: Descent, below: Layers) -> int:
+    gone, directories = _cleared(top, below)
+    pending = [directories]
+    while True:
+        if not pending[-1]:
+            pending.pop()
+            if not pending:
+                return gone
+            below.leave()
+            top.leave()
+            continue
+        name = pending[-1].pop()
+        # The image's directory of this name; a link to one is not merged with it.
+        hidden = [] if is_opaque(beside(top.here, name)) else below.find(name)
+        top.enter(name)
+        below.enter(name, hidden)
+        idle, directories = _cleared(top, below)
+        gone += idle
+        pending.append(directories)
 
 
-def _remove(directory: Path, paths: list[Path]) -> None:
-    if not paths:
-        return
-    status = directory.lstat()
-    for path in paths:
-        path.unlink()
-    os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
+def _cleared(top: Descent, below: Layers) -> tuple[int, list[str]]:
+    """How many whiteouts of this directory went, and what directories are in it."""
+    before, gone = os.fstat(top.here), 0
+    directories: list[str] = []
+    for name in names_in(top.here):
+        status = status_of(top.here, name)
+        if stat.S_ISDIR(status.st_mode):
+            directories.append(name)
+        elif is_whiteout(status) and not below.find(name):
+            os.unlink(name, dir_fd=top.here)
+            gone += 1
+    if gone:
+        os.utime(top.here, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return gone, directories

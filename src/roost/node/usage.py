@@ -7,14 +7,13 @@ or replaced directory) is walked once. A file of several names counts a share fo
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeAlias
 
-from roost.node.sync import xattrs
+from roost.node.descent import VANISHED, Descent, Layers, beside, is_opaque, is_whiteout, names_in, status_of
 
 BLOCK = 512  # bytes; the unit of st_blocks
-Merged: TypeAlias = list[tuple[str, os.stat_result]]  # what one name is, the newest first: several only of directories
 
 
 def grown(upper: Path, lowers: Sequence[Path]) -> int:
@@ -22,76 +21,82 @@ def grown(upper: Path, lowers: Sequence[Path]) -> int:
 
     Names that vanish meanwhile, from a layer that a sandbox is writing to, are left out.
     """
-    total = 0.0
-    pending = [(str(upper), [str(lower) for lower in lowers])]
-    while pending:
-        directory, below = pending.pop()
-        for name, status in _entries(directory):
-            path = f"{directory}/{name}"
-            hidden = _merged(below, name)
-            if is_whiteout(status):
-                total -= _shown(hidden)
-                continue
-            total += _bytes(status)
-            if stat.S_ISDIR(status.st_mode) and not is_opaque(path):
-                lower = [one for one, its in hidden if stat.S_ISDIR(its.st_mode)]
-                total -= _bytes(hidden[0][1]) if hidden else 0
-                pending.append((path, lower))
-            else:
-                total -= _shown(hidden)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append((path, []))
-    return round(total)
-
-
-def is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
-def is_opaque(directory: str) -> bool:
-    return xattrs.OPAQUE in xattrs.names_of(directory) and xattrs.value_of(directory, xattrs.OPAQUE) == b"y"
-
-
-def _entries(directory: str) -> Iterator[tuple[str, os.stat_result]]:
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                try:
-                    yield entry.name, entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _merged(directories: Sequence[str], name: str) -> Merged:
-    found: Merged = []
-    for directory in directories:
-        path = f"{directory}/{name}"
+    with ExitStack() as opened:
         try:
-            status = os.lstat(path)
+            top = opened.enter_context(Descent(upper))
+        except FileNotFoundError:
+            return 0
+        return round(_grown(top, Layers([opened.enter_context(Descent(lower)) for lower in lowers])))
+
+
+def _grown(top: Descent, below: Layers) -> float:
+    total = 0.0
+    pending = [names_in(top.here)]
+    while True:
+        if not pending[-1]:
+            pending.pop()
+            if not pending:
+                return total
+            below.leave()
+            _leave(top, pending[-1])
+            continue
+        name = pending[-1].pop()
+        try:
+            status = status_of(top.here, name)
         except FileNotFoundError:
             continue
-        if not stat.S_ISDIR(status.st_mode):
-            return found or ([] if is_whiteout(status) else [(path, status)])
-        found.append((path, status))
-        if is_opaque(path):
-            break
-    return found
+        hidden, directory = below.find(name), stat.S_ISDIR(status.st_mode)
+        if not is_whiteout(status):
+            total += _bytes(status)
+        if directory and not is_opaque(beside(top.here, name)):
+            total -= _bytes(hidden[0][1]) if hidden else 0
+        else:
+            total -= _shown(below, name, hidden)
+            hidden = []
+        if directory and (names := _entered(top, name)) is not None:
+            below.enter(name, hidden)
+            pending.append(names)
 
 
-def _shown(top: Merged) -> float:
+def _entered(top: Descent, name: str) -> list[str] | None:
+    try:
+        return names_in(top.enter(name))
+    except OSError as error:
+        if error.errno not in VANISHED:
+            raise
+        return None
+
+
+def _leave(top: Descent, rest: list[str]) -> None:
+    """What was still to be looked at above has gone, too, if what is above has."""
+    try:
+        top.leave()
+    except OSError as error:
+        if error.errno not in VANISHED:
+            raise
+        rest.clear()
+
+
+def _shown(below: Layers, name: str, found: Sequence[tuple[Descent, os.stat_result]]) -> float:
     """All that is seen below a name."""
-    total, pending = 0.0, [top]
+    if not found:
+        return 0.0
+    total, top = _bytes(found[0][1]), found[0][1]
+    if not stat.S_ISDIR(top.st_mode):
+        return total
+    below.enter(name, found)
+    pending = [list(below.names())]
     while pending:
-        merged = pending.pop()
-        if not merged:
+        if not pending[-1]:
+            pending.pop()
+            below.leave()
             continue
-        total += _bytes(merged[0][1])
-        if stat.S_ISDIR(merged[0][1].st_mode):
-            directories = [path for path, _ in merged]
-            names = {name for directory in directories for name, _ in _entries(directory)}
-            pending += [_merged(directories, name) for name in names]
+        inner = pending[-1].pop()
+        found = below.find(inner)
+        total += _bytes(found[0][1]) if found else 0
+        if found and stat.S_ISDIR(found[0][1].st_mode):
+            below.enter(inner, found)
+            pending.append(list(below.names()))
     return total
 
 

@@ -16,9 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from roost import linux
 from roost.errors import Conflict, Invalid
+from roost.node.descent import walk
+from roost.node.disk import unmount
 from roost.node.sync import Layer, Revision, Saving, Vault, check, open_store, restore, save
-from tests.node.sync.trees import content, opaque, overlaid, snapshot, whiteout
+from tests.node.sync.trees import content, dig, opaque, overlaid, snapshot, whiteout
 
 FIRST_ID = 2**30 + 65536
 MB = 1 << 20
@@ -52,6 +55,38 @@ def test_owners_are_those_of_the_guest_wherever_it_runs(local: Vault, layer: Pat
     assert os.stat(out / "owned").st_uid == elsewhere + 1000
     raw = os.getxattr(out / "capable", "security.capability")
     assert struct.unpack_from("<I", raw, 20)[0] == elsewhere
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.parametrize(("depth", "name"), [(10_000, "d"), (60, "n" * 200)])
+def test_what_no_path_reaches_comes_back(local: Vault, tmp_path: Path, depth: int, name: str) -> None:
+    place = tmp_path / "deep"
+    place.mkdir()
+    linux.mount("deep", place, "tmpfs")  # which goes at once, however deep it is
+    try:
+        dig(place / "layer", depth, name)
+        made = save(local, None, [Layer(place / "layer", 0)], "image", "job")
+        assert made.entries == depth + 2
+        back = restored(local, made, place / "out")
+        assert [(one.name, one.status.st_size * (not one.is_directory)) for one in walk(back)] == [
+            *[(name, 0)] * depth,
+            ("file", 4096),
+        ]
+        assert check(local, read_data=True) == []
+    finally:
+        unmount(place)
+
+
+def test_what_the_store_cannot_hold_is_refused_and_not_left_out(local: Vault, tmp_path: Path) -> None:
+    place = tmp_path / "deep"
+    place.mkdir()
+    linux.mount("deep", place, "tmpfs")
+    try:
+        dig(place / "layer", 700, "n" * 200)
+        with pytest.raises(Invalid, match="nested deeper than the object store can hold"):
+            save(local, None, [Layer(place / "layer", 0)], "image", "job")
+    finally:
+        unmount(place)
 
 
 def make_everything(root: Path, first_id: int) -> None:

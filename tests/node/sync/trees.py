@@ -113,3 +113,17 @@ def content(tree: dict[bytes, Node]) -> dict[bytes, tuple[object, ...]]:
         for key, one in tree.items()
         if one.kind != "w"
     }
+
+
+def dig(top: Path, depth: int, name: str = "d") -> None:
+    """Directories in one another, a file of 4096 bytes in the innermost."""
+    top.mkdir()
+    at = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=at)
+        inner = os.open(name, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    with open(os.open("file", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=at), "wb") as file:
+        file.write(b"x" * 4096)
+    os.close(at)

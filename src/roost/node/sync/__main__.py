@@ -5,10 +5,12 @@ output. A save of live layers says {"event": "first_pass"} and waits for the lin
 "second_pass"} the sandbox may be thawed. The end of the input before that ends the save. Exit status: 0 or 1.
 """
 
+import errno
 import sys
 import time
 from base64 import b64decode
 from pathlib import Path
+from traceback import print_exc
 from typing import Any
 
 import msgspec
@@ -176,6 +178,23 @@ def main(arguments: list[str]) -> int:
         say({"event": "result", "result": run(request)})
     except RoostError as error:
         say({"event": "error", "condition": type(error).__name__, "error": str(error)})
+        return 1
+    except OSError as error:  # of this machine; what the store answers is a condition by now
+        print_exc()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        where = f" ({error.filename})" if error.filename else ""
+        text = f"the files could not be read or written: {error.strerror or error}{where}"
+        say({"event": "error", "condition": "StateUnwritable" if full else "RoostError", "error": text})
+        return 1
+    except Exception as error:
+        print_exc()
+        say(
+            {
+                "event": "error",
+                "condition": "RoostError",
+                "error": f"internal error of the sync process: {type(error).__name__}",
+            }
+        )
         return 1
     return 0
 

@@ -11,8 +11,8 @@ import msgspec
 
 from roost.node.sync.seal import ID_BYTES, Damaged
 
-MAX_KEY = 32 * 1024  # bytes; deeper trees exist only to break tools
-MAX_DEPTH = 1000
+MAX_KEY = 128 * 1024  # bytes; a page of the manifest holds three of them, and a chunk many more
+MAX_DEPTH = 16 * 1024
 MAX_NAME = 255
 MAX_FILE = 2**44  # bytes, what ext4 can hold in one file
 MAX_CONTENT = 512 * 1024  # bytes of records in one entry: enough for MAX_FILE by lists of lists' size

@@ -39,11 +39,6 @@ def raise_file_limit() -> int:
     return hard
 
 
-def beside(directory: int, name: str) -> str:
-    """A path for the calls that know no directory descriptors (extended attributes)."""
-    return f"/proc/self/fd/{directory}/{name}"
-
-
 def written_sectors(fd: int) -> int | None:
     """What was ever written to the block device below; None where there is none of that kind.
 

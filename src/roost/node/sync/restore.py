@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.errors import Conflict, StateUnwritable
+from roost.node.descent import Descent, beside
 from roost.node.sync import xattrs
 from roost.node.sync.entry import DIRECTORY, FIFO, FILE, HOLE, LINK, WHITEOUT, Entry, depth, split
 from roost.node.sync.fetch import Chunks, Taker
-from roost.node.sync.files import OPEN_DIRECTORY, beside, raise_file_limit, set_times
+from roost.node.sync.files import OPEN_DIRECTORY, raise_file_limit, set_times
 from roost.node.sync.index import Index
 from roost.node.sync.manifest import content_records, entries, pages
 from roost.node.sync.revision import Revision
@@ -88,7 +89,8 @@ class _Restoring:
         if next(os.scandir(self._root), None) is not None:
             os.close(self._root)
             raise Conflict(f"{target} is not empty; restore into an empty directory")
-        self._stack: list[tuple[int, Entry]] = []
+        self._way = Descent(os.dup(self._root))
+        self._stack: list[Entry] = []  # the directories on the way, the root first
         self._links: dict[int, tuple[bytes, int]] = {}
         self._window = _Window()
         self._under_way: list[_Window] = []
@@ -126,24 +128,25 @@ class _Restoring:
                 os.close(fd)
         if self._spanning is not None and self._spanning.fd >= 0:
             os.close(self._spanning.fd)
-        for fd, _ in self._stack:
-            os.close(fd)
+        with self._way:
+            pass
 
     def _make(self, entry: Entry) -> None:
         if not entry.key:
-            self._stack.append((os.dup(self._root), entry))
+            self._stack.append(entry)
             return
         parent, raw = split(entry.key)
-        while self._stack and depth(self._stack[-1][1].key) >= depth(entry.key):
+        while self._stack and depth(self._stack[-1].key) >= depth(entry.key):
             self._leave()
-        if not self._stack or self._stack[-1][1].key != parent:
+        if not self._stack or self._stack[-1].key != parent:
             raise Damaged("a manifest holds a name outside any directory")
-        directory, name = self._stack[-1][0], os.fsdecode(raw)
+        directory, name = self._way.here, os.fsdecode(raw)
         if entry.link and self._linked(entry, directory, name):
             return
         if entry.kind == DIRECTORY:
             os.mkdir(name, 0o700, dir_fd=directory)
-            self._stack.append((os.open(name, OPEN_DIRECTORY, dir_fd=directory), entry))
+            self._way.enter(name)
+            self._stack.append(entry)
         elif entry.kind == FILE:
             self._file(entry, directory, name)
         elif entry.kind == WHITEOUT:
@@ -157,7 +160,9 @@ class _Restoring:
 
     def _leave(self) -> None:
         """A directory gets its times when everything in it has been made: after the window."""
-        self._window.left.append(self._stack.pop())
+        self._window.left.append((os.dup(self._way.here), self._stack.pop()))
+        if self._stack:
+            self._way.leave()
         if len(self._window.left) > self._most_files:
             self._next_window()
 

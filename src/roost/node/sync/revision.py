@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from roost.clock import now_ns
+from roost.errors import TooLarge
 from roost.node.sync.seal import Damaged
 from roost.node.sync.vault import REVISION, Vault
 
@@ -40,7 +41,11 @@ def new_id() -> str:
 
 
 def write(vault: Vault, revision: Revision) -> None:
-    vault.create(REVISION, revision.id, msgspec.msgpack.encode(revision))
+    """Raises TooLarge for what `read` would refuse."""
+    data = msgspec.msgpack.encode(revision)
+    if len(data) > MAX_REVISION:
+        raise TooLarge("the workspace has more names than the object store can hold in one revision; delete some")
+    vault.create(REVISION, revision.id, data)
 
 
 def read(vault: Vault, revision_id: str) -> Revision:

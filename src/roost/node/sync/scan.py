@@ -20,10 +20,11 @@ import msgspec
 from blake3 import blake3
 
 from roost.errors import Invalid
+from roost.node.descent import Descent, beside, status_of
 from roost.node.sync import xattrs
 from roost.node.sync.content import stored
-from roost.node.sync.entry import DIRECTORY, FIFO, FILE, LINK, MAX_DEPTH, MAX_KEY, WHITEOUT, Entry
-from roost.node.sync.files import OPEN_DIRECTORY, OPEN_FILE, beside, syncfs, written_sectors
+from roost.node.sync.entry import DIRECTORY, FIFO, FILE, LINK, MAX_DEPTH, MAX_KEY, MAX_NAME, WHITEOUT, Entry
+from roost.node.sync.files import OPEN_DIRECTORY, OPEN_FILE, syncfs, written_sectors
 from roost.node.sync.pack import Packer
 
 BATCH = 512  # names in one record of the file
@@ -198,43 +199,44 @@ class Look:
             _frame(file, _encoder.encode(batch))
 
     def _walk(self, root: int) -> Iterator[Seen]:
-        """Depth first, names sorted: key order. Directories are open along the way only."""
-        top = os.fstat(root)
-        yield self._directory(b"", top, root)
-        stack = [(os.dup(root), iter(_sorted_names(root)), b"")]
-        try:
-            while stack:
-                directory, names, prefix = stack[-1]
+        """Depth first, names sorted: key order."""
+        with Descent(os.dup(root), _entered) as descent:
+            yield self._directory(b"", os.fstat(descent.here), descent.here)
+            stack = [(iter(_sorted_names(descent.here)), b"")]
+            while True:
+                names, prefix = stack[-1]
                 name = next(names, None)
                 if name is None:
-                    os.close(stack.pop()[0])
+                    stack.pop()
+                    if not stack:
+                        return
+                    self._leave(descent, stack)
                     continue
                 key = prefix + os.fsencode(name)
                 try:
-                    state = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    state = status_of(descent.here, name)
                     if not stat.S_ISDIR(state.st_mode):
-                        seen = self._other(directory, name, key, state)
+                        seen = self._other(descent.here, name, key, state)
                         if seen is not None:
                             yield seen
                         continue
-                    if len(stack) >= MAX_DEPTH or len(key) > MAX_KEY - 4096:
-                        self.counts.remark(key, "left out, too deep")
-                        continue
-                    inner = os.open(name, OPEN_DIRECTORY | os.O_NOATIME, dir_fd=directory)
+                    inner = descent.enter(name)
                 except OSError as error:
-                    self._gone(key, error)
+                    self._gone(error)
                     continue
-                try:
-                    yield self._directory(key, os.fstat(inner), inner)
-                    stack.append((inner, iter(_sorted_names(inner)), key + b"\0"))
-                except BaseException:
-                    os.close(inner)
-                    raise
-        finally:
-            for directory, _, _ in stack:
-                os.close(directory)
+                _refuse_deeper(key, len(stack))
+                yield self._directory(key, os.fstat(inner), inner)
+                stack.append((iter(_sorted_names(inner)), key + b"\0"))
 
-    def _gone(self, key: bytes, error: OSError) -> None:
+    def _leave(self, descent: Descent, stack: list[tuple[Iterator[str], bytes]]) -> None:
+        """Where the directory above was moved away meanwhile, what is left of it to be seen has gone, too."""
+        try:
+            descent.leave()
+        except OSError as error:
+            self._gone(error)
+            stack[-1] = (iter(()), b"")
+
+    def _gone(self, error: OSError) -> None:
         if not self._live or error.errno not in _GONE:
             raise error
 
@@ -368,6 +370,20 @@ class _Draining(list[str]):
     def __iter__(self) -> Iterator[str]:
         while self:
             yield self.pop()
+
+
+def _entered(directory: int, name: str) -> int:
+    return os.open(name, OPEN_DIRECTORY | os.O_NOATIME, dir_fd=directory)
+
+
+def _refuse_deeper(key: bytes, depth: int) -> None:
+    """Nothing is left out: what the store cannot hold stays on its node, and whoever saves it is told."""
+    if depth >= MAX_DEPTH or len(key) > MAX_KEY - MAX_NAME - 1:
+        where = key[:100].replace(b"\0", b"/").decode(errors="backslashreplace")
+        raise Invalid(
+            f"below /{where}… directories are nested deeper than the object store can hold "
+            f"({MAX_DEPTH} levels, {MAX_KEY // 1024} KiB of names); move what is in there up, or delete it"
+        )
 
 
 def _refuse_redirects(key: bytes, names: list[str]) -> None:
