@@ -4,6 +4,10 @@ Code raises a condition; each API dialect translates it once (see `api/errors.py
 the cure. Anything that is not one of these is a fault of ours: logged whole, shown as "internal error".
 """
 
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class RoostError(Exception):
     """A condition with a text that may be shown to the user."""
@@ -61,6 +65,14 @@ class SetupMissing(RoostError):
     """This machine lacks something that Roost needs; the text names what to install."""
 
 
+class MachineFault(RoostError):
+    """The machine did not do what the node needs of it; the text says what, and on which path."""
+
+    @classmethod
+    def of(cls, what: str, error: OSError) -> "MachineFault":
+        return cls(f"{what}: {reason(error)}; `sudo roost doctor` does what a sandbox needs and names the cure")
+
+
 class StateUnwritable(RoostError):
     """Roost's own files cannot be written (disk full, read-only, damaged); nothing was acknowledged."""
 
@@ -75,3 +87,31 @@ class ProviderUnavailable(RoostError):
 
 class Damaged(RoostError):
     """What the store returned is not what was written, or was written with another key: run `roost workspace check`."""
+
+
+@contextmanager
+def about(path: str | os.PathLike[str]) -> Generator[None]:
+    """Names the path in an OSError that lacks it, as one of write(2) does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def reason(error: OSError) -> str:
+    """What the system said, and of which path, without Python's words; never empty."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    if said := error.strerror or str(error):
+        return f"{where}{said}"
+    return "it took too long" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+def condition_of(error: Exception, what: str) -> RoostError:
+    """Of what nobody expected: the machine's words where it was the machine, else where the details are."""
+    if isinstance(error, RoostError):
+        return error
+    if isinstance(error, OSError):
+        return MachineFault.of(what, error)
+    return RoostError(f"{what}: internal error of the node, whose log has the details")

@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from roost.tracing import require_endpoint
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
-HEALTH_SECONDS = 120  # a first start migrates the database and fills the pool
+HEALTH_SECONDS = 600  # a few are usual; an emulated machine takes minutes for a first start
+STILL_SECONDS = 20  # after which it is said what is waited for
 SERVE_STOP_SECONDS = 40  # it ends every sandbox first, and a script has 5 s after TERM
-NODE_STOP_SECONDS = 30
+NODE_STOP_SECONDS = 60  # it destroys its idle members
 MAX_HEALTH = 16384  # bytes of one answer about health
 PLACES_NOT_SHOWN = (Path("/"), Path("/tmp"), Path("/proc"), Path("/dev"))  # the control plane has its own
 HELLO = "echo Hello from a sandbox of $(. /etc/os-release; echo $PRETTY_NAME)"
@@ -328,14 +329,24 @@ def welcome(state: Path, credentials: Credentials) -> str:
 
 async def _health(node_socket: Path, address: tuple[str, int]) -> None:
     """Waits for each of them to answer. NoCapacity when that takes too long."""
+    node = _until_answered(b"200", asyncio.open_unix_connection, str(node_socket), path="/v1/node")
+    await _patiently("node", node)
+    ready = b'"node":"ready"'
+    await _patiently("serve", _until_answered(ready, asyncio.open_connection, *address, path="/api/v1/health"))
+
+
+async def _patiently(program: str, answered: Coroutine[Any, Any, None]) -> None:
+    waiting = asyncio.ensure_future(answered)
     try:
-        async with asyncio.timeout(HEALTH_SECONDS):
-            await _until_answered(b"200", asyncio.open_unix_connection, str(node_socket), path="/v1/node")
-            ready = b'"node":"ready"'
-            await _until_answered(ready, asyncio.open_connection, *address, path="/api/v1/health")
-    except TimeoutError:
-        text = f"Roost was not healthy within {HEALTH_SECONDS} s; the messages above say why"
-        raise NoCapacity(text) from None
+        for waited in range(0, HEALTH_SECONDS, STILL_SECONDS):
+            if waited:
+                say(f"`roost {program}` has not answered for {waited} s; still waiting")
+            await asyncio.wait({waiting}, timeout=STILL_SECONDS)
+            if waiting.done():
+                return waiting.result()
+    finally:
+        waiting.cancel()
+    raise NoCapacity(f"`roost {program}` has not answered within {HEALTH_SECONDS} s; the messages above say why")
 
 
 async def _until_answered(words: bytes, connect: Connect, *where: str | int, path: str) -> None:
@@ -349,7 +360,7 @@ async def _answer(connect: Connect, *where: str | int, path: str) -> bytes:
     request = "\r\n".join((f"GET {path} HTTP/1.1", *head, "", ""))
     answer = b""
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             reader, writer = await connect(*where)
             try:
                 writer.write(request.encode())

@@ -66,7 +66,7 @@ class RealNode:
         """Returns when it answers."""
         with (self.directory / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *_command(self.directory, self.number), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                *command_of(self.directory, self.number), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         deadline = time.monotonic() + START
         while True:
@@ -162,7 +162,7 @@ def shell(command: str, **fields: object) -> StartProcess:
     return StartProcess(arguments=["sh", "-c", command], **fields)  # pyright: ignore[reportArgumentType]
 
 
-def _command(directory: Path, number: int) -> list[str]:
+def command_of(directory: Path, number: int) -> list[str]:
     group = grp.getgrgid(os.getgid()).gr_name
     places = [("--state", "state"), ("--images", "images"), ("--runtime-dir", "run")]
     command = [sys.executable, "-m", "roost.cli", "node", "--instance", f"{number}", "--group", group]

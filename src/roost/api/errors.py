@@ -22,6 +22,7 @@ STATUS: dict[type[errors.RoostError], int] = {
     errors.ProviderUnavailable: 502,
     errors.Asleep: 503,
     errors.NodeUnavailable: 503,
+    errors.MachineFault: 503,
     errors.SetupMissing: 503,
     errors.StateUnwritable: 503,
     errors.StoreUnavailable: 503,

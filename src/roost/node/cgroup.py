@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from roost.errors import SetupMissing
+from roost.errors import SetupMissing, about
 from roost.node.protocol import Limits
 
 Version = Literal["v1", "v2"]
@@ -138,14 +138,14 @@ class Cgroup:
     def enter(self, pid: int) -> None:
         """Move a process, with all its threads, into the group."""
         for group in self._groups():
-            (group / "cgroup.procs").write_text(str(pid))
+            _set(group / "cgroup.procs", str(pid))
 
     def apply(self, limits: Limits) -> None:
         """Write `settings(limits)`. Raises OSError when the kernel refuses one (memory below what is in use)."""
         for file, value in self._in_order(settings(limits, self.hierarchies.version)):
             if _is_swap(file) and not self._file(file).exists():
                 continue  # the kernel counts no swap here (swapaccount=0), so there is none to limit
-            self._file(file).write_text(value)
+            _set(self._file(file), value)
 
     def oom_kills(self) -> int:
         """Processes that the kernel has killed in this group for want of memory, since it was made."""
@@ -233,9 +233,9 @@ class Cgroup:
 
     def _set_frozen(self, frozen: bool) -> None:
         if self._v1:
-            self._file("freezer/freezer.state").write_text("FROZEN" if frozen else "THAWED")
+            _set(self._file("freezer/freezer.state"), "FROZEN" if frozen else "THAWED")
         else:
-            self._file("cgroup.freeze").write_text("1" if frozen else "0")
+            _set(self._file("cgroup.freeze"), "1" if frozen else "0")
 
     def _is_frozen(self) -> bool:
         if not self._v1:
@@ -306,6 +306,11 @@ def _inherit_cpuset(above: Path, group: Path) -> None:
             inherited = (above / file).read_text()
             if inherited.strip() and not (group / file).read_text().strip():
                 (group / file).write_text(inherited)
+
+
+def _set(file: Path, value: str) -> None:
+    with about(file):
+        file.write_text(value)
 
 
 def _field(text: str, name: str) -> int:

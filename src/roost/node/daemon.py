@@ -12,7 +12,8 @@ import shutil
 import signal
 import socket
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from roost import __version__, errors, linux
+from roost.errors import condition_of
 from roost.events import write_events
 from roost.node import capacity, cgroup
 from roost.node.arrears import Arrears
@@ -233,9 +235,7 @@ class Node:
                 lines.put_nowait(Progress(message="failed", error=str(error)))
             except Exception as error:
                 log.exception("image.fault", name=request.match_info["name"])
-                lines.put_nowait(
-                    Progress(message="failed", error=f"internal error of the node: {type(error).__name__}")
-                )
+                lines.put_nowait(Progress(message="failed", error=str(condition_of(error, "the image was not made"))))
             finally:
                 lines.put_nowait(None)
 
@@ -295,7 +295,8 @@ async def speak_plainly(
         raise
     except Exception as error:
         log.exception("node.fault", path=request.path)
-        return _fault(500, "RoostError", f"internal error of the node: {type(error).__name__}")
+        condition = condition_of(error, "the node could not do it")
+        return _fault(500, type(condition).__name__, str(condition))
 
 
 def _fault(status: int, kind: str, message: str) -> web.Response:
@@ -368,36 +369,37 @@ def run(settings: NodeSettings) -> None:
 
 async def _run(settings: NodeSettings) -> None:
     asked_to_stop = _asked_to_stop()  # from now on: a stop during the start must leave nothing behind either
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = load_store(settings)
-    ground = build_ground(settings)
-    lay_guest_root(settings.runtime_dir / "guest", build.build())
-    build.build("microvm")
-    await ground.network.open()
-    images = ImageStore(settings.images)
-    await images.sweep()
-    depot = Depot(store, settings.state / "indexes")
-    uploads = Uploads(await asyncio.to_thread(open_store, store.url, store.options))
-    layers = Layers(settings.state / "layers", ground.disks, images, depot, settings.layer_cache_gb * GIB)
-    saver = Saver(layers, depot, uploads, settings.state / "looks")
-    sandboxes = Sandboxes(settings.state, ground, images, layers, saver)
-    pool = await sandboxes.recover(settings.min_pool_size, settings.max_pool_size)
-    places = NodePlaces(settings.state / "views", sandboxes, layers, saver, ground.disks)
-    files = FileCalls(places, uploads)
-    saver.release_files = files.release
-    arrears = Arrears(layers, saver)
-    saver.behind = arrears.grown
-    pool.open()
-    sandboxes.open()
-    arrears.open()
-    node = Node(ground, sandboxes, images, pool, layers, depot)
-    sessions = Sessions(sandboxes.running)
-    processes = ProcessCalls(sandboxes.processes, node.stream)
-    routes = [*node.routes(), *files.routes(), *sessions.routes(), *processes.routes()]
-    dial_socket = listening_socket(settings.runtime_dir / "dial.sock", settings.group, socket.SOCK_SEQPACKET)
-    dials = DialServer(dial_socket, sandboxes.awake)
-    dials.open()
-    runner = await _serve(routes, settings)
+    with _building():
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = load_store(settings)
+        ground = build_ground(settings)
+        lay_guest_root(settings.runtime_dir / "guest", build.build())
+        build.build("microvm")
+        await ground.network.open()
+        images = ImageStore(settings.images)
+        await images.sweep()
+        depot = Depot(store, settings.state / "indexes")
+        uploads = Uploads(await asyncio.to_thread(open_store, store.url, store.options))
+        layers = Layers(settings.state / "layers", ground.disks, images, depot, settings.layer_cache_gb * GIB)
+        saver = Saver(layers, depot, uploads, settings.state / "looks")
+        sandboxes = Sandboxes(settings.state, ground, images, layers, saver)
+        pool = await sandboxes.recover(settings.min_pool_size, settings.max_pool_size)
+        places = NodePlaces(settings.state / "views", sandboxes, layers, saver, ground.disks)
+        files = FileCalls(places, uploads)
+        saver.release_files = files.release
+        arrears = Arrears(layers, saver)
+        saver.behind = arrears.grown
+        pool.open()
+        sandboxes.open()
+        arrears.open()
+        node = Node(ground, sandboxes, images, pool, layers, depot)
+        sessions = Sessions(sandboxes.running)
+        processes = ProcessCalls(sandboxes.processes, node.stream)
+        routes = [*node.routes(), *files.routes(), *sessions.routes(), *processes.routes()]
+        dial_socket = listening_socket(settings.runtime_dir / "dial.sock", settings.group, socket.SOCK_SEQPACKET)
+        dials = DialServer(dial_socket, sandboxes.awake)
+        dials.open()
+        runner = await _serve(routes, settings)
     log.info("node.ready", runtime=ground.runtime.name, cgroup=ground.hierarchies.version)
     await asked_to_stop.wait()
     node.leave()
@@ -414,6 +416,16 @@ async def _run(settings: NodeSettings) -> None:
     if not sandboxes.living:
         await _leave_nothing(ground)
     log.info("node.stopped", sandboxes_left=len(sandboxes.living))
+
+
+@contextmanager
+def _building() -> Generator[None]:
+    """What the machine refuses meanwhile is told as what it lacks."""
+    try:
+        yield
+    except OSError as error:
+        text = f"the node cannot start on this machine: {errors.reason(error)}; `sudo roost doctor` names the cure"
+        raise errors.SetupMissing(text) from error
 
 
 async def _serve(routes: list[web.RouteDef], settings: NodeSettings) -> web.AppRunner:

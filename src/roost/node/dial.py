@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from roost import linux
-from roost.errors import Conflict, Invalid, Refused, RoostError
+from roost.errors import Conflict, Invalid, Refused, RoostError, condition_of
 from roost.node.member import Member
 from roost.node.protocol import MAX_DIAL, Dial, Dialled, Fault
 
@@ -237,8 +237,7 @@ class DialServer:
             caller.answer(_failed(asked, condition), None)
         except Exception as error:
             log.exception("dial.fault", sandbox=asked.sandbox, port=asked.port)
-            fault = RoostError(f"internal error of the node: {type(error).__name__}")
-            caller.answer(_failed(asked, fault), None)
+            caller.answer(_failed(asked, condition_of(error, "the connection was not made")), None)
         else:
             caller.answer(Dialled(number=asked.number), made)
 

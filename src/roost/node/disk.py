@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roost import linux
-from roost.errors import SetupMissing
+from roost.errors import SetupMissing, about
 
 GIB = 1024**3
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -162,7 +162,8 @@ class Disks:
 
     def _mount(self, template: Path, disk: Disk, owner: int) -> None:
         disk.remove()
-        _copy_sparse(template, disk.image)
+        with about(disk.image):
+            _copy_sparse(template, disk.image)
         disk.mountpoint.mkdir(exist_ok=True)
         mount_image(disk.image, disk.mountpoint)
         (disk.mountpoint / "lost+found").rmdir()
@@ -171,19 +172,20 @@ class Disks:
             os.chown(directory, owner, owner)
 
     async def _template(self, gib: int) -> Path:
-        if gib not in self._templates:
-            self._templates[gib] = asyncio.create_task(self._format(gib))
-        return await asyncio.shield(self._templates[gib])
+        known = self._templates.get(gib)
+        if known is None or (known.done() and (known.cancelled() or known.exception())):  # it is tried again
+            known = self._templates[gib] = asyncio.create_task(self._format(gib))
+        return await asyncio.shield(known)
 
     async def _format(self, gib: int) -> Path:
         template, fresh = self.directory / f"template-{gib}g", self.directory / f"template-{gib}g.new"
-        with fresh.open("wb") as file:
+        with about(fresh), fresh.open("wb") as file:
             file.truncate(gib * GIB)
         process = await asyncio.create_subprocess_exec(*mkfs_args(fresh), stderr=asyncio.subprocess.PIPE)
         async with asyncio.timeout(60):
             _, error = await process.communicate()
         if process.returncode:
-            raise OSError(errno.EIO, f"mkfs.ext4 failed: {error.decode(errors='replace').strip()}")
+            raise OSError(errno.EIO, f"mkfs.ext4 failed: {error.decode(errors='replace').strip()}", f"{fresh}")
         fresh.rename(template)
         return template
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from roost.errors import Invalid, SetupMissing
+from roost.errors import Invalid, SetupMissing, about
 from roost.node import firewall
 from roost.node.firewall import INSTANCES, MEMBERS, Guest, Policy
 from roost.node.forwarding import Forwarding
@@ -262,7 +262,9 @@ class Rtnl:
     def _configure(self, name: str, mac: str, link: Link) -> None:
         for family, settings in HOST_END.items():  # in time: there is no carrier before the guest's end is up
             for setting, value in settings.items():
-                Path(f"/proc/sys/net/{family}/conf/{name}/{setting}").write_text(value)
+                file = Path(f"/proc/sys/net/{family}/conf/{name}/{setting}")
+                with about(file):
+                    file.write_text(value)
         route, index = self.open(), socket.if_nametoindex(name)
         route.addr("add", index=index, address=link.gateway4, prefixlen=link.prefix4)
         route.addr("add", index=index, address=link.gateway6, prefixlen=64, flags=IFA_F_NODAD)

@@ -6,6 +6,7 @@ that dies idle is replaced.
 """
 
 import asyncio
+import errno
 import heapq
 import os
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from roost.errors import NoCapacity
+from roost.errors import MachineFault, NoCapacity, RoostError, reason
 from roost.node import member as members
 from roost.node.capacity import FULL, CpuMeter, memory_is_full
 from roost.node.guest.channel import GuestLost, GuestRefused
@@ -28,13 +29,21 @@ RECENT = 5.0  # seconds of claims that the target follows
 LARGEST_TARGET = 32  # idle members, however fast claims come
 SURPLUS = 60.0  # seconds after which idle members above the target go, one at a time
 FAILURES = 3  # in a row, after which those who wait are told instead of waiting on
+PATIENCE = 20.0  # seconds of failures in a row, after which they are told that it is the machine's fault
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Pool:
-    def __init__(self, ground: Ground, min_size: int, max_size: int, in_use: set[int] | None = None) -> None:
-        """`in_use`: numbers of members that sandboxes of an earlier node hold."""
+    def __init__(
+        self,
+        ground: Ground,
+        min_size: int,
+        max_size: int,
+        in_use: set[int] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """`in_use`: numbers of members that sandboxes of an earlier node hold. `patience`: see PATIENCE."""
         self._ground = ground
         self._min, self._max = min_size, max_size
         self._idle: deque[Member] = deque()
@@ -44,6 +53,8 @@ class Pool:
         self._creating = 0
         self._claims: deque[float] = deque(maxlen=LARGEST_TARGET)
         self._failures = 0
+        self._failing_since: float | None = None
+        self._patience = patience
         self._served = 0.0  # when a member was last claimed or given back
         self._cpu = CpuMeter()
         self._changed = asyncio.Event()
@@ -113,13 +124,14 @@ class Pool:
     async def close(self) -> None:
         """Destroys the idle members; those that were taken are their takers'. Who waits is told."""
         self._closing.set()
-        self._tell_waiting("this node is being stopped")
+        self._tell_waiting(NoCapacity("this node is being stopped"))
         if self._refill:
             self._refill.cancel()
             await asyncio.gather(self._refill, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        while self._idle:
-            await self._destroy(self._idle[0].number, self._idle.popleft())
+        idle, self._idle = list(self._idle), deque[Member]()
+        for some in range(0, len(idle), self._parallel):
+            await asyncio.gather(*(self._destroy(one.number, one) for one in idle[some : some + self._parallel]))
 
     async def _quiet(self) -> None:
         """Returns when nobody is being served, or at once when the pool has run dry."""
@@ -177,8 +189,8 @@ class Pool:
     async def _create(self, number: int) -> None:
         try:
             member = await members.make(self._ground, number)
-        except (RuntimeFailed, GuestLost, GuestRefused, OSError, TimeoutError) as error:
-            log.error("member.failed", number=number, error=str(error))
+        except (RoostError, RuntimeFailed, GuestLost, GuestRefused, OSError) as error:
+            log.error("member.failed", number=number, error=_words(error))
             self._creating -= 1
             self._own(self._destroy(number))  # on its own, for what hinders the making may hinder that too
             await self._failed(error)
@@ -187,7 +199,7 @@ class Pool:
             self._creating -= 1
             raise
         self._creating -= 1
-        self._failures = 0
+        self._failures, self._failing_since = 0, None
         self._hand_out(member)
 
     def _hand_out(self, member: Member) -> None:
@@ -213,10 +225,19 @@ class Pool:
 
     async def _failed(self, error: Exception) -> None:
         self._failures += 1
+        self._failing_since = self._failing_since or time.monotonic()
         if self._failures >= FAILURES:
-            self._tell_waiting(f"this node cannot make sandboxes now: {error}")
+            self._tell_waiting(self._condition(error))
         await self._pause(min(5.0, 0.05 * 2**self._failures))
         self._changed.set()
+
+    def _condition(self, error: Exception) -> RoostError:
+        """Who waits is asked to wait on at first, for a full disk or a moment's load; what lasts is told."""
+        text = f"this node cannot make sandboxes: {_words(error)}; `sudo roost doctor` does the same and names the cure"
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or not self._failing_since or time.monotonic() - self._failing_since < self._patience:
+            return NoCapacity(text)
+        return MachineFault(text)
 
     async def _pause(self, seconds: float) -> None:
         """Ends at once when the pool is closed."""
@@ -226,11 +247,11 @@ class Pool:
         except TimeoutError:
             pass
 
-    def _tell_waiting(self, why: str) -> None:
+    def _tell_waiting(self, why: RoostError) -> None:
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():
-                place.set_exception(NoCapacity(why))
+                place.set_exception(why)
 
     async def _destroy(self, number: int, member: Member | None = None) -> None:
         """Until it is really gone: its number is not used again before. A closing pool leaves it to the next node."""
@@ -238,8 +259,8 @@ class Pool:
         while True:
             try:
                 await (member.destroy() if member else members.destroy(self._ground, number))
-            except (RuntimeFailed, OSError, TimeoutError) as error:
-                log.error("member.undestroyed", number=number, error=str(error))
+            except (RuntimeFailed, OSError) as error:
+                log.error("member.undestroyed", number=number, error=_words(error))
                 if self._closing.is_set():
                     return
                 await self._pause(pause)
@@ -248,3 +269,7 @@ class Pool:
                 heapq.heappush(self._numbers, number)
                 self._changed.set()
                 return
+
+
+def _words(error: Exception) -> str:
+    return reason(error) if isinstance(error, OSError) else str(error)

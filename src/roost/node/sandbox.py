@@ -19,7 +19,7 @@ import structlog
 
 from roost import ids
 from roost.clock import now_ns
-from roost.errors import Conflict, NoCapacity, RoostError
+from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of
 from roost.node.disk import Disk
 from roost.node.freezer import Freezer
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
@@ -165,10 +165,12 @@ class Sandbox:
                     continue
                 await self._fail(f"the sandbox died while it was being started: {lost}")
                 return
-            except OSError as error:
+            except (RoostError, OSError) as error:
                 self.member = None
                 await self._pool.used(member)
-                raise _no_capacity(error) from error
+                if isinstance(error, OSError):
+                    raise not_done("the sandbox could not be started", error) from error
+                raise
 
     async def _begin(self, member: Member, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
         self.member = member
@@ -242,7 +244,7 @@ class Sandbox:
                 await self._await_end()
         except Exception as error:
             log.exception("sandbox.fault", id=self.id)
-            await self._fail(f"internal error of the node: {type(error).__name__}")
+            await self._fail(str(condition_of(error, "the sandbox could not be kept")))
 
     async def _await_end(self) -> None:
         assert self._script
@@ -418,7 +420,7 @@ class Sandbox:
             self._save(state)
         except OSError as error:
             if frozen:
-                raise _no_capacity(error) from error
+                raise not_done("the sandbox could not be frozen", error) from error
             log.warning("record.unwritten", id=self.id, error=str(error))
         self.state = state
 
@@ -662,13 +664,13 @@ def _open_log(path: Path) -> LogWriter:
     try:
         return LogWriter(path, begins=None)
     except OSError as error:
-        raise _no_capacity(error) from error
+        raise not_done("the sandbox's log could not be opened", error) from error
 
 
-def _no_capacity(error: OSError) -> NoCapacity:
+def not_done(what: str, error: OSError) -> RoostError:
     """A disk that takes nothing may do so again later; any other failure of the machine is a fault."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise error
+        return MachineFault.of(what, error)
     return NoCapacity(f"the node's state directory cannot be written: {error.strerror}")
 
 

@@ -43,7 +43,7 @@ from roost.node.protocol import (
     Usage,
 )
 from roost.node.record import Record, Records, boot_id
-from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record
+from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record, not_done
 from roost.node.saver import Saver
 
 LOOK = 10.0  # seconds between looks at what each sandbox uses
@@ -108,6 +108,8 @@ class Sandboxes:
                 sandbox.release()
                 self._discard(record)
                 raise
+        except OSError as error:
+            raise not_done("the sandbox could not be started", error) from error
         finally:
             del self._starting[id]
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
+from roost.errors import reason
 from roost.node.guest import frames
 from roost.node.guest.frames import Command, GuestMisbehaved
 
@@ -201,7 +202,7 @@ class Guest(asyncio.Protocol):
         except BaseException as error:
             guest.close()
             if isinstance(error, OSError):  # TimeoutError is one too
-                raise GuestLost(f"guest init does not answer: {error!r}") from error
+                raise GuestLost(f"guest init does not answer: {reason(error)}") from error
             raise
         finally:
             os.close(directory)
@@ -217,7 +218,11 @@ class Guest(asyncio.Protocol):
         await self._request(lambda id: [frames.network(id, plan)])
 
     async def attach(self, hostname: str) -> None:
-        await self._request(lambda id: [frames.attach(id, hostname)])
+        try:
+            await self._request(lambda id: [frames.attach(id, hostname)])
+        except GuestRefused as refusal:
+            cure = "if other images fail as well, `sudo roost doctor` does the same and names the cure"
+            raise GuestRefused(f"its root file system cannot be entered: {refusal}; {cure}") from None
 
     async def write_file(self, path: str, mode: int, data: bytes) -> None:
         await self._request(lambda id: list(frames.write_file(id, path, mode, data)))
