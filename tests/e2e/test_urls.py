@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.instance import Api, RunningRoost, clean_environment, eventually
+from tests.e2e.instance import PROGRAM, Api, RunningRoost, clean_environment, eventually
 from tests.e2e.test_clients import interpreter, program_with
 
 pytestmark = pytest.mark.e2e
@@ -311,3 +311,38 @@ def test_the_command_line_opens_names_and_closes(roost: RunningRoost, site: str)
     said("url", "alias", "remove", name)
     said("url", site, "--close")
     assert "no URL open" in said("url", site, "--close", status=1)
+
+
+@pytest.fixture
+def by_command(roost: RunningRoost, api: Api) -> Iterator[str]:
+    """The name of a sandbox that `roost new` made with a startup command that serves its own name, and no script."""
+    name = named("started")
+    serve = SERVER.format(content=name, port=8080)
+    command = [*PROGRAM, "new", "--state", str(roost.state), name, "--startup-command", serve]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    yield name
+    api.stop(api.status(name)["request_id"])
+
+
+def test_a_startup_command_without_a_script_starts_the_sandbox(api: Api, by_command: str) -> None:
+    assert curl(access(api, by_command)["url"]) == (200, by_command + "\n")
+
+
+@pytest.mark.parametrize("script", ["sleep infinity", None], ids=["cold", "first start"])
+def test_a_startup_command_that_fails_is_told_at_once_with_its_exit_status(api: Api, script: str | None) -> None:
+    name = named("failing")
+    asked = {"name": name, "persistent": True, "startup_command": "echo boot; exit 7"}
+    job = api.call("POST", "/mags-jobs", {"type": "inline", **asked, **({"script": script} if script else {})})[
+        "request_id"
+    ]
+    api.running(job)
+    url = access(api, name)["url"]
+    if script:
+        api.call("POST", f"/mags-jobs/{job}/sleep", {"depth": "cold"})
+    status, body = curl(url, "--max-time", "30")  # it would be held for 90 s if something could be about to listen
+    assert status == 502 and "ended with exit status 7" in body
+    state = api.status(job)
+    assert "exit status 7" in state.get("error", "") if script else state["exit_code"] == 7
+    assert b"ended with exit status 7" in api.raw(job, "system")
+    api.stop(job)

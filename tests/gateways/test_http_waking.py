@@ -107,7 +107,7 @@ async def test_a_port_on_which_nothing_listens_is_a_502_that_says_so() -> None:
     async with front() as here, wire(here) as client:
         name = here.world.add("app", free_port())
         assert name.run is not None
-        name.run.started_ns = 1
+        name.run.until = 0
         client.send(get("app") + get("app", "/", "Accept: text/html"))
         answer = await client.answer()
         assert answer.status == 502

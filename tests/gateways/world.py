@@ -26,17 +26,12 @@ class Sandbox:
     port: int
     frozen: bool = False
     gone: bool = False
-    startup_command: str | None = None
-    wakes: int = 0
-    started_ns: int | None = field(default_factory=time.time_ns)
+    failed: str | None = None
+    until: float = field(default_factory=lambda: time.time() + 10)  # when what it runs has to listen
     users: int = 0
 
     @property
     def job(self) -> "Sandbox":
-        return self
-
-    @property
-    def state(self) -> "Sandbox":
         return self
 
     @property
@@ -50,6 +45,9 @@ class Sandbox:
             yield
         finally:
             self.end_use()
+
+    def listens_by(self) -> float:
+        return 0.0 if self.failed else self.until
 
     def begin_use(self) -> None:
         self.users += 1

@@ -101,7 +101,7 @@ class Mags {
   async new(name, options = {}) {
     const { timeout = WAIT, pollInterval = LOOK, persistent = false, ...wanted } = options;
     const kept = { ...wanted, workspaceId: name, persistent: true, noSync: persistent ? undefined : true };
-    const { request_id: id } = await this.run('sleep infinity', kept);
+    const { request_id: id } = await this.run(kept.startupCommand || 'sleep infinity', kept);
     return this._started(id, timeout, pollInterval);
   }
 

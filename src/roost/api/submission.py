@@ -67,7 +67,9 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     no_sync: Annotated[bool | None, _note("Keep the workspace on the node only")] = None
     no_sleep: Annotated[bool | None, _note("Never put the sandbox to sleep; needs persistent")] = None
-    startup_command: Annotated[str | None, _note("Runs when the sandbox wakes; needs persistent")] = None
+    startup_command: Annotated[
+        str | None, _note("Runs when the sandbox wakes from cold, and first where there is no script; needs persistent")
+    ] = None
     idle_minutes: Annotated[
         float | None, _note("Unused, until it falls asleep; up to 10080 (a week), default 10; needs persistent")
     ] = None
@@ -181,7 +183,9 @@ def _script(submission: Submission) -> bytes:
         )
     script = (submission.script or "").encode()
     if not script.strip():
-        raise Invalid("script: missing or empty; give the text of a shell script")
+        script = (submission.startup_command or "").encode()  # what starts it each time starts it the first time, too
+    if not script.strip():
+        raise Invalid("script: missing or empty; give the text of a shell script, or a startup_command")
     if len(script) > MAX_SCRIPT:
         raise TooLarge(f"script: {len(script)} bytes; at most {MAX_SCRIPT} (1 MiB): let the script fetch the rest")
     if b"\0" in script:

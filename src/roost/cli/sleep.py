@@ -19,13 +19,14 @@ WAKE_TIMEOUT = 120  # seconds
 @click.option("--disk", type=click.IntRange(min=1), metavar="GB", help="Disk limit (2).")
 @click.option("--type", "image", metavar="IMAGE", help="Root file system (standard).")
 @click.option("--no-sleep", is_flag=True, help="Never put it to sleep, and start it again when it ends.")
-@click.option("--startup-command", metavar="CMD", help="Runs when it wakes from cold.")
+@click.option("--startup-command", metavar="CMD", help="Runs now, and each time it wakes from cold.")
 @as_json
 @api_options
 def new(api: Api, name: str, persistent: bool, no_sleep: bool, raw: bool, **options: object) -> None:
     """Make a sandbox that stays, with workspace NAME, and wait until it runs."""
     names = {"base": "base_workspace_id", "disk": "disk_gb", "image": "rootfs_type"}
-    body: dict[str, object] = {"script": "sleep infinity", "type": "inline", "persistent": True, "workspace_id": name}
+    body: dict[str, object] = {"type": "inline", "persistent": True, "workspace_id": name}
+    body |= {} if options["startup_command"] else {"script": "sleep infinity"}
     body |= {names.get(key, key): value for key, value in options.items() if value is not None}
     body |= {"no_sync": True} if not persistent else {}
     body |= {"no_sleep": True} if no_sleep else {}

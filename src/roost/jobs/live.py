@@ -479,7 +479,9 @@ class LiveJobs:
             return job
         running = {"depth": None, "asleep_ns": None, "started_ns": job.started_ns or run.state.started_ns}
         job = msgspec.structs.replace(job, status="running", **running)
-        if job.wakes or not (job.persistent and script_ended(run.state)):
+        if job.wakes:
+            return msgspec.structs.replace(job, error=run.failed or job.error)
+        if not (job.persistent and script_ended(run.state)):
             return job
         ended = {"exit_code": run.state.exit_code, "script_ended_ns": run.state.script_ended_ns}
         return msgspec.structs.replace(job, **ended)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from roost.node.client import NodeClient
 
 
+READY_BY_COMMAND = 90.0  # seconds that an application with a startup command has until it listens
+READY = 10.0  # others
+
+
 class Link(Protocol):
     """Whether the node answers."""
 
@@ -129,6 +133,24 @@ class Run:
         state = self.state
         unentered = self.drowsy or self.stop_requested or self.job.halted
         return self.serves and state is not None and not (state.frozen or unentered)
+
+    @property
+    def failed(self) -> str | None:
+        """What it began with ended, and not well: then nothing that does not listen yet is about to."""
+        state = self.state
+        if state is None or state.script_ended_ns is None or not state.exit_code:
+            return None
+        what = "the startup command" if self.job.wakes else "the script"
+        return f"{what} ended with exit status {state.exit_code}"
+
+    def listens_by(self) -> float:
+        """Until when (seconds of the wall clock) an application that does not listen yet may still be starting."""
+        state = self.state
+        if state is None or state.started_ns is None or self.failed:
+            return 0.0
+        if state.script_ended_ns is not None:  # it may have left a server behind that is about to listen
+            return state.script_ended_ns / 1e9 + READY
+        return state.started_ns / 1e9 + (READY_BY_COMMAND if self.job.startup_command else READY)
 
     @property
     def over(self) -> bool:

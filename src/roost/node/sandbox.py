@@ -334,8 +334,11 @@ class Sandbox:
         writer = self._log_writer()
         if writer.dropped:
             self._remark(f"{writer.dropped} bytes of output were dropped at the limit")
+        stays = self.record.linger and cause == "exited" and not self._stop.done()
         if reason:
             self._remark(reason)
+        elif stays and exit_code:
+            self._remark(f"ended with exit status {exit_code}; the sandbox stays, with what was left running")
         await self._become_surely(script_ended_ns=now_ns(), exit_code=exit_code, cause=cause, reason=reason)
         writer.close()
         if self.record.linger and cause == "exited" and not self._stop.done():

@@ -14,8 +14,6 @@ from roost.gateways.http.upstream import Key, Upstream
 IDLE = 20.0  # seconds that an unused connection is kept
 MOST_IDLE = 512  # of one sandbox and port
 AGAIN = 0.02  # seconds between two tries to reach an application that does not listen yet
-READY_AFTER_WAKE = 90.0  # seconds that an application with a startup command has until it listens
-READY = 10.0  # others
 
 
 class Pool:
@@ -93,9 +91,9 @@ class Pool:
                 await trying.wait()
             try:
                 return await self._connect(key)
-            except Refused:
+            except Refused as error:
                 if not _may_listen_soon(run, deadline):
-                    raise
+                    raise _why(run, error) from error
             if key not in self._trying:
                 return await self._try_until_it_listens(key, run, deadline)
 
@@ -107,9 +105,9 @@ class Pool:
                 await asyncio.sleep(AGAIN)
                 try:
                     return await self._connect(key)
-                except Refused:
+                except Refused as error:
                     if not _may_listen_soon(run, deadline):
-                        raise
+                        raise _why(run, error) from error
         finally:
             del self._trying[key]
             told.set()
@@ -129,14 +127,9 @@ class Pool:
 
 
 def _may_listen_soon(run: Run, deadline: float) -> bool:
-    return run.awake and min(ready_by(run), deadline) > time.monotonic() + AGAIN
+    left = min(run.listens_by() - time.time(), deadline - time.monotonic())
+    return run.awake and left > AGAIN
 
 
-def ready_by(run: Run) -> float:
-    """Until when (monotonic) a refusal may mean that the application is still starting."""
-    started = run.state.started_ns if run.state is not None else None
-    if started is None:
-        return time.monotonic()
-    age = max(0.0, (time.time_ns() - started) / 1e9)
-    allowed = READY_AFTER_WAKE if run.job.wakes and run.job.startup_command else READY
-    return time.monotonic() + allowed - age
+def _why(run: Run, refused: Refused) -> Refused:
+    return Refused(f"{run.failed}, and {refused}") if run.failed else refused

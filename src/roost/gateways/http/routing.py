@@ -22,15 +22,6 @@ class Sandboxed(Protocol):
 
     @property
     def vm_id(self) -> str: ...
-    @property
-    def startup_command(self) -> str | None: ...
-    @property
-    def wakes(self) -> int: ...
-
-
-class Started(Protocol):
-    @property
-    def started_ns(self) -> int | None: ...
 
 
 class Run(Protocol):
@@ -39,10 +30,17 @@ class Run(Protocol):
     @property
     def job(self) -> Sandboxed: ...
     @property
-    def state(self) -> Started | None: ...
-    @property
     def awake(self) -> bool:
         """Whether it can be entered right now. Once it went cold, never again."""
+        ...
+
+    @property
+    def failed(self) -> str | None:
+        """What it began with ended, and not well: then nothing that does not listen yet is about to."""
+        ...
+
+    def listens_by(self) -> float:
+        """Until when (seconds of the wall clock) an application that does not listen yet may still be starting."""
         ...
 
     def use(self) -> AbstractContextManager[None]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from roost.jobs.run import Run
 
 WAKE_WITHIN = 90.0  # seconds
-YOUNG = 10.0  # seconds after its start in which what a sandbox runs may not listen yet
 TRY_AGAIN = 0.02  # seconds
 Dial: TypeAlias = Callable[[str], Awaitable[socket.socket]]  # of a sandbox's id
 SELF = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "")
@@ -94,7 +93,7 @@ class Visit:
             try:
                 return await dial(run.job.vm_id)
             except Refused:
-                if not _young(run) or time.monotonic() > deadline:
+                if time.time() > run.listens_by() or time.monotonic() > deadline:
                     raise
             except NodeUnavailable as error:  # no connection was made, so none is made twice
                 await self.node_back(error, deadline)
@@ -115,9 +114,3 @@ class Visit:
         self._closed = True
         self._used.close()
         self._run = None
-
-
-def _young(run: "Run") -> bool:
-    started = None if run.state is None else run.state.started_ns
-    limit = WAKE_WITHIN if run.job.wakes and run.job.startup_command else YOUNG
-    return started is not None and time.time() - started / 1e9 < limit
