@@ -2,6 +2,7 @@
 # make setup    the installing part of it; leaves the program at .venv/bin/roost
 # make test     checks and the whole suite        make test-fast   what needs no running Roost
 # make check    formatting, lint, types           make bench       measurements
+# make test-machines   the same from nothing, on emulated Debian machines; MACHINES="bookworm trixie noble"
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -14,8 +15,10 @@ WORKERS := $(shell echo $$(($$(nproc) + 1)))
 UP :=
 # What pytest is started with, for example: make test PYTEST="tests/api -k logs"
 PYTEST :=
+# Which distributions `make test-machines` boots
+MACHINES := bookworm trixie
 
-.PHONY: help setup packages user image run test test-packages test-fast check bench clean
+.PHONY: help setup packages user image run test test-packages test-fast test-machines check bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,6 +36,11 @@ user: packages
 	@scripts/environment
 	@touch $@
 
+# What the tests and checks need besides, in the same place; it stays there when the other is made anew.
+.venv/developed: .venv/synced
+	@scripts/environment --develop
+	@touch $@
+
 $(GUEST)/build/init: $(wildcard $(GUEST)/*.c $(GUEST)/*.h $(GUEST)/build.py) .venv/synced
 	@echo "Building the guest init"
 	@.venv/bin/python -m roost.node.guest.build
@@ -48,18 +56,23 @@ test-packages:
 	@scripts/system-packages --test
 
 # The suite starts real sandboxes, which takes root.
-test: setup test-packages check
+test: setup test-packages .venv/developed check
 	$(SUDO) .venv/bin/python -m tests.supervised -n $(WORKERS) --dist worksteal $(PYTEST)
 
-test-fast: setup
+test-fast: setup .venv/developed
 	$(SUDO) .venv/bin/python -m tests.supervised -q -n 2 -m "not e2e and not slow" $(PYTEST)
 
-check: .venv/synced
+# Each machine follows README from a clean clone of HEAD.
+test-machines: setup
+	@scripts/system-packages --machines
+	@$(SUDO) .venv/bin/python -m tests.machines $(MACHINES)
+
+check: .venv/developed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 
-bench: setup test-packages
+bench: setup test-packages .venv/developed
 	@for file in bench/[a-z]*.py; do echo "== $$file"; $(SUDO) .venv/bin/python "$$file" || exit 1; done
 
 clean:

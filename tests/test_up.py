@@ -205,6 +205,47 @@ def test_an_unknown_user_is_refused_with_the_cure(start: Start) -> None:
     assert not up.state.exists()
 
 
+@needs_root
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--gateway-tls", "127.0.0.1:0"), "--gateway-tls needs certificates"),
+        (("--acme", "https://acme.test/dir"), "give --gateway-tls HOST:PORT as well"),
+        (("--gateway-tls", "127.0.0.1:0", "--acme", "ftp://acme.test"), "is not an https:// URL"),
+        (("--default-quota", "wishes=3"), "wishes"),
+        (("--images", "/tmp/nothing-is-here"), "`make setup` builds one"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_starts(
+    start: Start, options: tuple[str, ...], words: str
+) -> None:
+    up = start("state", *options)
+    assert up.process.wait(30) != 0
+    assert words in up.output()
+    assert "starting Roost" not in up.output()
+    assert not up.state.exists()
+    assert not Path("/tmp/nothing-is-here").exists()
+
+
+@pytest.mark.e2e
+@needs_root
+def test_events_are_json_where_nobody_reads_them_and_text_on_request(start: Start) -> None:
+    for_programs, for_people = start("one"), start("two", "--log-format", "text")
+    assert '{"' in for_programs.wait_until_ready().output()
+    told = for_people.wait_until_ready().output()
+    assert "serve.listening" in told
+    assert '{"' not in told
+
+
+@pytest.mark.e2e
+@needs_root
+def test_the_command_to_try_works_from_any_directory(start: Start) -> None:
+    told = start().wait_until_ready().output()
+    [line] = [line for line in told.splitlines() if line.startswith("  try ")]
+    tried = subprocess.run(line.split(maxsplit=1)[1], shell=True, cwd="/", capture_output=True, timeout=60)
+    assert tried.stdout == b"hello\n", tried.stderr
+
+
 @pytest.mark.e2e
 @needs_root
 def test_a_first_job_says_hello(start: Start) -> None:

@@ -1,7 +1,7 @@
 """The control plane: builds its parts in order, serves until it is told to stop, and takes them down in reverse.
 
 It holds no privilege and refuses to; everything that needs one is asked of the node. `serve` is what the command
-line calls. The events on standard error are JSON lines and never hold scripts, environments or tokens.
+line calls. The events on standard error never hold scripts, environments or tokens.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 from roost import listening
 from roost.accounts.audit import Audit
 from roost.accounts.identity import identity_of
+from roost.accounts.oidc import provider_of
 from roost.accounts.quotas import Quotas, defaults
 from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
@@ -38,7 +39,7 @@ from roost.gateways.hosts import hosts_of
 from roost.gateways.http.server import Gateway
 from roost.gateways.routes import SIGNED_LINKS, Routes
 from roost.gateways.ssh.gateway import SshGateway
-from roost.gateways.tls.gateway import https
+from roost.gateways.tls.gateway import https, require_certificates
 from roost.jobs.idle import Patience
 from roost.jobs.live import LiveJobs
 from roost.jobs.microvms import MicroVMs
@@ -47,7 +48,7 @@ from roost.outward import allowed
 from roost.sandboxes.images import Images
 from roost.sandboxes.placement import SingleNode
 from roost.sandboxes.pulls import registries
-from roost.settings import ServeSettings
+from roost.settings import OIDC_SECRET_VARIABLE, ServeSettings
 from roost.tracing import Tracer, tracing
 from roost.webhooks.deliverer import Deliverer
 from roost.workspaces.collection import Collection, Retention
@@ -66,6 +67,18 @@ def serve(settings: ServeSettings, first_token: str) -> None:
     uvloop.run(control_plane(settings, first_token))
 
 
+def require_usable(settings: ServeSettings) -> None:
+    """Raises Invalid for options that the control plane would refuse once it runs, without starting any of it."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    hosts_of(settings)
+    registries(settings.registries)
+    allowed(settings.allow_private)
+    defaults(settings.default_quotas)
+    provider_of(settings, os.environ.get(OIDC_SECRET_VARIABLE))
+    if settings.gateway_tls:
+        require_certificates(settings)
+
+
 async def control_plane(settings: ServeSettings, first_token: str) -> None:
     if os.geteuid() == 0:
         raise Invalid("`roost serve` must not run as root; `roost up` starts it as an ordinary user")
@@ -73,7 +86,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
         raise Invalid("`roost serve` needs the first account's token on standard input; `roost up` gives it")
     hosts, known, outward = hosts_of(settings), registries(settings.registries), allowed(settings.allow_private)
     default_quotas = defaults(settings.default_quotas)
-    write_events("serve")
+    write_events("serve", settings.log_format)
     with listening.listener("--listen", settings.listen, settings.inherited) as listener:
         _make_state_dir(settings)
         key = secret.load(settings.secret_key)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 OIDC_SECRET_VARIABLE = "ROOST_OIDC_CLIENT_SECRET"  # noqa: S105 - the name of an environment variable
+LogFormat: TypeAlias = Literal["auto", "text", "json"]  # auto: text on a terminal, else JSON
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ServeSettings:
     default_quotas: tuple[str, ...] = ()  # NAME=VALUE, of every account but the first
     audit_days: int = 90  # that entries of the audit log are kept; 0: for ever
     allow_private: tuple[str, ...] = ()  # hosts and networks that users may have Roost connect to though not public
+    log_format: LogFormat = "json"  # of the events on standard error
 
     oidc_issuer: str | None = None  # of an OpenID provider, whose users may log in
     oidc_client_id: str | None = None
@@ -80,3 +83,4 @@ class NodeSettings:
     min_pool_size: int
     max_pool_size: int  # 0 = by capacity
     group: str  # whose members may use the socket
+    log_format: LogFormat = "json"  # of the events on standard error

@@ -24,7 +24,7 @@ from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
-from roost.settings import OIDC_SECRET_VARIABLE
+from roost.settings import OIDC_SECRET_VARIABLE, LogFormat, ServeSettings
 from roost.tracing import require_endpoint
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -35,6 +35,11 @@ SERVE_STOP_SECONDS = 40  # it ends every sandbox first, and a script has 5 s aft
 NODE_STOP_SECONDS = 60  # it destroys its idle members
 MAX_HEALTH = 16384  # bytes of one answer about health
 PLACES_NOT_SHOWN = (Path("/"), Path("/tmp"), Path("/proc"), Path("/dev"))  # the control plane has its own
+# The control plane's options that it alone can judge
+CHECKED = (
+    *("gateway_tls", "gateway_url", "domains", "registries", "allow_private", "default_quotas"),
+    *("oidc_issuer", "oidc_client_id", "oidc_client_secret", "oidc_domains", "oidc_emails"),
+)
 HELLO = "echo Hello from a sandbox of $(. /etc/os-release; echo $PRETTY_NAME)"
 
 
@@ -54,6 +59,7 @@ class UpSettings:
     max_pool_size: int
     user: str
     hello: bool
+    log_format: LogFormat
     serving: dict[str, Any]  # the control plane's own options, by the names of ServeSettings
 
 
@@ -64,6 +70,8 @@ def run(settings: UpSettings) -> None:
     account = _account(settings.user)
     certificate_places(settings.serving)
     require_endpoint(settings.serving.get("otlp_endpoint"))
+    require_tls(settings.serving)
+    require_image(settings.images)
     os.umask(0o022)
     fresh = not settings.state.exists()
     _make_state(settings, account)
@@ -74,7 +82,7 @@ def run(settings: UpSettings) -> None:
         host, port = _address(doors["listen"])
         credentials = instance.settle_credentials(settings.state, f"http://{_in_url(_reachable(host))}:{port}")
         asyncio.run(_supervise(settings, claimed, account, doors, credentials))
-    except Conflict:
+    except (Conflict, Invalid):  # refused before anything started
         if fresh:
             shutil.rmtree(settings.state)
         raise
@@ -152,7 +160,7 @@ def node_command(settings: UpSettings, claimed: Instance) -> list[str]:
     command = [*roost(), "node", "--state", f"{settings.state / 'node'}", "--images", f"{settings.images}"]
     command += ["--runtime-dir", f"{claimed.runtime_dir}", "--instance", f"{claimed.number}", "--group", group]
     command += ["--min-pool-size", f"{settings.min_pool_size}", "--max-pool-size", f"{settings.max_pool_size}"]
-    command += ["--layer-cache-gb", f"{settings.layer_cache_gb}"]
+    command += ["--layer-cache-gb", f"{settings.layer_cache_gb}", "--log-format", settings.log_format]
     command += ["--prefix6", settings.prefix6] if settings.prefix6 else []
     command += ["--store", settings.store] if settings.store else []
     command += ["--store-options", f"{settings.store_options.resolve()}"] if settings.store_options else []
@@ -168,7 +176,7 @@ def serve_command(settings: UpSettings, claimed: Instance, doors: dict[str, sock
         options[name.replace("-", "_")] = f"{_in_url(host)}:{port}"
     for number, name in enumerate(doors, FIRST_KEPT):
         command += ["--inherited", f"{name}={number}"]
-    return [*command, *serve_options(options)]
+    return [*command, "--log-format", settings.log_format, *serve_options(options)]
 
 
 REPEATED = {
@@ -195,6 +203,29 @@ def serve_options(options: dict[str, Any]) -> list[str]:
         elif value is not None:
             words += [option, f"{value}"]
     return words
+
+
+def require_tls(options: dict[str, Any]) -> None:
+    """Raises Invalid where TLS lacks certificates, or certificates would be used by nothing."""
+    given = [name for name in ("certificate", "certificate_key", "acme") if options.get(name)]
+    if options.get("gateway_tls") and not given:
+        raise Invalid("--gateway-tls needs certificates: give --certificate and --certificate-key, or --acme URL")
+    if given and not options.get("gateway_tls"):
+        option = f"--{given[0].replace('_', '-')}"
+        raise Invalid(f"{option} is for TLS, which nothing listens for: give --gateway-tls HOST:PORT as well")
+
+
+def require_image(images: Path) -> None:
+    """Raises SetupMissing where there is nothing to start a sandbox from."""
+    try:
+        empty = not any((images / "names").glob("*.json"))
+    except OSError as error:
+        raise SetupMissing(f"{images} cannot be read: {error.strerror}") from error
+    if empty:
+        raise SetupMissing(
+            f"there is no image in {images}, so no job could start; `make setup` builds one, as does "
+            f"`roost node-image ensure standard --images {shlex.quote(str(images))}` as root"
+        )
 
 
 def certificate_places(options: dict[str, Any]) -> list[Path]:
@@ -234,7 +265,9 @@ def _launch_serve(
     reading, writing = os.pipe()
     try:
         traces = [name for name in os.environ if name.startswith("OTEL_")]
-        variables = environment("LANG", "LC_ALL", "TZ", OIDC_SECRET_VARIABLE, *traces) | {
+        variables = environment(
+            "LANG", "LC_ALL", "TZ", "TERM", "NO_COLOR", "JOURNAL_STREAM", OIDC_SECRET_VARIABLE, *traces
+        ) | {
             "HOME": "/tmp",
             "PYTHONUNBUFFERED": "1",
         }
@@ -270,6 +303,8 @@ async def _supervise(
     node = Program("node", lambda: _launch_node(for_node))
     serve = Program("serve", lambda: _launch_serve(for_serve, credentials.api_token, seen, account, doors))
 
+    if _needs_check(settings.serving):
+        await _check(lambda: _launch_serve([*for_serve, "--check"], credentials.api_token, seen, account, doors))
     keep_node = asyncio.create_task(node.keep())
     keep_serve = asyncio.create_task(serve.keep())
     welcome = asyncio.create_task(_welcome(settings, claimed, address, credentials, (node, serve)))
@@ -290,6 +325,19 @@ async def _supervise(
     for task in (keep_node, keep_serve, welcome):
         if not task.cancelled() and (failure := task.exception()):
             raise failure
+
+
+def _needs_check(serving: dict[str, Any]) -> bool:
+    """Whether there are options that can be wrong; most people give none, and need not wait for a check."""
+    usual = ServeSettings(Path(), Path())
+    return any(serving.get(name, getattr(usual, name)) != getattr(usual, name) for name in CHECKED)
+
+
+async def _check(launch_check: Callable[[], int]) -> None:
+    """Raises Invalid where the control plane would refuse its options, before the node has begun anything."""
+    status = await exit_status(launch_check())
+    if status != 0:
+        raise Invalid(f"the control plane cannot use these options ({manner(status)}); its message above says why")
 
 
 def _on_signal(stop: asyncio.Event, hasten: asyncio.Event) -> None:
@@ -315,7 +363,7 @@ async def _welcome(
 
 def welcome(state: Path, credentials: Credentials) -> str:
     """What a newcomer needs next."""
-    program = os.path.relpath(Path(sys.executable).with_name("roost"))
+    program = Path(sys.executable).with_name("roost")  # whole: the other terminal may be in another directory
     which = "" if state == instance.DEFAULT_STATE else f" --state {shlex.quote(str(state))}"
     return "\n".join(
         (

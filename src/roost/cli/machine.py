@@ -25,7 +25,7 @@ MINUTES = click.FloatRange(min=0, min_open=True)
 # The options of `up` that its help explains; the others it names
 USUAL = (
     "--state", "--listen", "--hello", "--store", "--gateway", "--gateway-tls", "--domain", "--certificate",
-    "--certificate-key", "--acme", "--ssh",
+    "--certificate-key", "--acme", "--ssh", "--log-format",
 )  # fmt: skip
 
 
@@ -46,6 +46,14 @@ class Ports(click.ParamType[tuple[int, int]]):
 
 
 PORTS = Ports()
+
+log_format = click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="Of events; auto: text on a terminal, else JSON.",
+)
 
 
 def node_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -127,6 +135,7 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--listen", default="127.0.0.1:8484", show_default=True, metavar="HOST:PORT")
 @click.option("--user", default="roost", show_default=True, help="Whom the control plane runs as.")
 @click.option("--hello", is_flag=True, help="Run a first job when everything is up.")
+@log_format
 @node_options
 @serve_options
 def up(state: Path, images: Path, **options: Any) -> None:
@@ -136,7 +145,7 @@ def up(state: Path, images: Path, **options: Any) -> None:
 
     if os.geteuid() != 0:
         _as_root()
-    known = ServeSettings.__dataclass_fields__.keys() - {"listen"}
+    known = ServeSettings.__dataclass_fields__.keys() - {"listen", "log_format"}
     serving = {name: options.pop(name) for name in list(options) if name in known}
     run(UpSettings(state=state.resolve(), images=images.resolve(), serving=serving, **options))
 
@@ -154,18 +163,23 @@ def _as_root() -> NoReturn:
 @click.option("--node-socket", type=click.Path(path_type=Path), required=True)
 @click.option("--listen", required=True)
 @click.option("--inherited", multiple=True, metavar="NAME=N")
+@click.option("--check", is_flag=True, help="Only say whether these options can be used.")
+@log_format
 @serve_options
-def serve(state: Path, inherited: tuple[str, ...], **options: Any) -> None:
+def serve(state: Path, inherited: tuple[str, ...], check: bool, **options: Any) -> None:
     """The control plane. The first account's token comes on standard input."""
     # Litestar loads pydantic where it is installed, as it is for `roost mcp`: 10 MB that nothing here uses
     sys.modules.setdefault("pydantic", None)  # type: ignore[arg-type]
+    from roost.serve import require_usable
     from roost.serve import serve as serve_api
     from roost.settings import ServeSettings
 
-    token = sys.stdin.readline().strip()
     with _configured():
         handed = {name: int(number) for name, _, number in (one.partition("=") for one in inherited)}
-        serve_api(ServeSettings(state_dir=state, inherited=handed, **options), token)
+        settings = ServeSettings(state_dir=state, inherited=handed, **options)
+        if check:
+            return require_usable(settings)
+        return serve_api(settings, sys.stdin.readline().strip())
 
 
 @click.command(hidden=True)
@@ -173,6 +187,7 @@ def serve(state: Path, inherited: tuple[str, ...], **options: Any) -> None:
 @click.option("--runtime-dir", type=DIRECTORY, required=True)
 @click.option("--instance", type=click.IntRange(0, 15), required=True)
 @click.option("--group", required=True)
+@log_format
 @node_options
 def node(**options: object) -> None:
     """The node daemon."""

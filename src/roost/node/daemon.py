@@ -363,7 +363,7 @@ def load_store(settings: NodeSettings) -> StoreSettings:
 
 def run(settings: NodeSettings) -> None:
     """Until SIGTERM or SIGINT. Raises SetupMissing when this machine lacks something."""
-    write_events("node")
+    write_events("node", settings.log_format)
     uvloop.run(_run(settings))
 
 

@@ -57,6 +57,15 @@ async def https(gateway: "Gateway", listener: socket.socket, settings: ServeSett
             yield certificates
 
 
+def require_certificates(settings: ServeSettings) -> None:
+    """Raises Invalid where `https` could not begin with these."""
+
+    async def nobody(_: str) -> bool:
+        return False
+
+    Certificates(settings, nobody)
+
+
 class Certificates:
     """While entered, files are watched and certificates renewed. Raises Invalid, StateUnwritable when it cannot begin.
 
