@@ -203,12 +203,21 @@ def _record(number: int, state: Path) -> None:
 
 def _leftovers(number: int) -> bool:
     """Whether mounts, cgroups or network ends of this number exist."""
-    below = f" {RUN / str(number)}/"
+    place = RUN / str(number)
+    below = f" {place}/"
     mounts = Path("/proc/self/mountinfo").read_text()
     cgroups = Path("/sys/fs/cgroup")
     return (
         below in mounts
-        or (cgroups / f"roost-{number}").exists()
+        or (cgroups / _delegated(place) / f"roost-{number}").exists()
         or any(cgroups.glob(f"*/roost-{number}"))
         or any(Path("/sys/class/net").glob(f"r{number}v*"))
     )
+
+
+def _delegated(place: Path) -> str:
+    """Below which group a node with cgroup v2 made its own (`node/delegation.py`), relative to the tree's root."""
+    try:
+        return (place / "cgroup").read_text().strip().lstrip("/")
+    except OSError:
+        return ""

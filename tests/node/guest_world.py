@@ -133,7 +133,7 @@ class World:
         found |= {f"container {name}" for name in self.ground.runtime.list()}
         found |= {name for _, name in socket.if_nameindex() if name.startswith(f"r{number}v")}
         for root in self.ground.hierarchies.roots():
-            found |= {str(path) for path in root.glob(f"roost-{number}/*/")}
+            found |= {str(path) for path in (root / self.ground.parent.lstrip("/")).glob("*/")}
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):  # it ended meanwhile
                 if f"{self.directory}/" in (image := backing.read_text().strip()):
@@ -166,7 +166,7 @@ class World:
     async def close(self) -> None:
         await self.sweep()
         await self.ground.network.close()
-        await cgroup.sweep(self.ground.hierarchies, f"/roost-{self.ground.instance}", keep=set())
+        await cgroup.sweep(self.ground.hierarchies, self.ground.parent, keep=set())
         unmount(self.directory / "run/guest")
         shutil.rmtree(self.directory)
 

@@ -1,4 +1,5 @@
-"""What a sandbox may use and has used, as control groups: one group by name under the parent `/roost-N`.
+"""What a sandbox may use and has used, as control groups: one group by name under the parent `/roost-N`, which
+`delegation.py` places.
 
 The OCI runtime makes a pool member's group; at claim the node gives it the job's limits here, later asks it for use and
 OOM kills, freezes and ends it here. On cgroup v1 (hybrid machines count as v1) the group exists once in each hierarchy,
@@ -114,10 +115,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """One sandbox's group, `/roost-N/NAME`, in every hierarchy of the machine."""
+    """One sandbox's group, `…/roost-N/NAME`, in every hierarchy of the machine."""
 
     hierarchies: Hierarchies
-    parent: str  # "/roost-N"
+    parent: str  # "/roost-N", below the group that was delegated to us
     name: str
 
     @property

@@ -24,7 +24,7 @@ from aiohttp import web
 from roost import __version__, errors, linux
 from roost.errors import condition_of
 from roost.events import write_events
-from roost.node import capacity, cgroup
+from roost.node import capacity, cgroup, delegation
 from roost.node.arrears import Arrears
 from roost.node.bodies import answer, message, read
 from roost.node.cgroup import Hierarchies
@@ -338,6 +338,7 @@ def build_ground(settings: NodeSettings) -> Ground:
         runtime=OciRuntime(program, settings.runtime_dir / "oci"),
         machine=Machine.here(),
         hierarchies=hierarchies,
+        parent=delegation.parent(hierarchies, settings.instance, settings.runtime_dir),
         network=Network(settings.instance, prefix6, read_resolvers()),
         disks=Disks(settings.state / "disks"),
     )
@@ -373,6 +374,7 @@ async def _run(settings: NodeSettings) -> None:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = load_store(settings)
         ground = build_ground(settings)
+        await asyncio.to_thread(delegation.settle, ground.hierarchies, ground.parent)
         lay_guest_root(settings.runtime_dir / "guest", build.build())
         build.build("microvm")
         await ground.network.open()
@@ -447,7 +449,7 @@ def _asked_to_stop() -> asyncio.Event:
 
 async def _leave_nothing(ground: Ground) -> None:
     await ground.network.close()
-    await cgroup.sweep(ground.hierarchies, f"/roost-{ground.instance}", keep=set())
+    await cgroup.sweep(ground.hierarchies, ground.parent, keep=set())
     unmount(ground.runtime_dir / "guest")
     for entry in ground.runtime_dir.iterdir():
         if entry.name != "state":  # `roost up`'s claim on the number, which it gives back when all of this has ended

@@ -42,6 +42,7 @@ class Ground:
     runtime: Runtime
     machine: Machine
     hierarchies: Hierarchies
+    parent: str  # of the members' control groups
     network: Network
     disks: Disks
 
@@ -49,7 +50,7 @@ class Ground:
         return Site(self.instance, number, self.runtime_dir / "members" / str(number))
 
     def cgroup(self, site: "Site") -> Cgroup:
-        return Cgroup(self.hierarchies, f"/roost-{self.instance}", site.container_id)
+        return Cgroup(self.hierarchies, self.parent, site.container_id)
 
 
 @dataclass(frozen=True)
