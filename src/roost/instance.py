@@ -60,8 +60,8 @@ def settle_credentials(state: Path, api_url: str) -> Credentials:
 
 
 def _caller() -> int:
-    """The user who started this program, through sudo or not."""
-    return int(os.environ.get("SUDO_UID") or os.getuid())
+    """The user who started this program, through sudo or not, or who installed the service that did."""
+    return int(os.environ.get("ROOST_OWNER") or os.environ.get("SUDO_UID") or os.getuid())
 
 
 def _write_private(path: Path, text: str, owner: int) -> None:

@@ -24,6 +24,7 @@ from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
+from roost.service import Systemd
 from roost.settings import OIDC_SECRET_VARIABLE, LogFormat, ServeSettings
 from roost.tracing import require_endpoint
 
@@ -67,6 +68,7 @@ def run(settings: UpSettings) -> None:
     """Returns when it was told to stop and everything has stopped; a RoostError says why it could not run."""
     if os.geteuid() != 0:
         raise SetupMissing("`roost up` needs root for mounts, namespaces and the firewall; start it with sudo")
+    systemd = Systemd()
     account = _account(settings.user)
     certificate_places(settings.serving)
     require_endpoint(settings.serving.get("otlp_endpoint"))
@@ -81,7 +83,7 @@ def run(settings: UpSettings) -> None:
         doors = open_doors(settings)
         host, port = _address(doors["listen"])
         credentials = instance.settle_credentials(settings.state, f"http://{_in_url(_reachable(host))}:{port}")
-        asyncio.run(_supervise(settings, claimed, account, doors, credentials))
+        asyncio.run(_supervise(settings, claimed, account, doors, credentials, systemd))
     except (Conflict, Invalid):  # refused before anything started
         if fresh:
             shutil.rmtree(settings.state)
@@ -288,6 +290,7 @@ async def _supervise(
     account: pwd.struct_passwd,
     doors: dict[str, socket.socket],
     credentials: Credentials,
+    systemd: Systemd,
 ) -> None:
     stop, hasten = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -307,7 +310,7 @@ async def _supervise(
         await _check(lambda: _launch_serve([*for_serve, "--check"], credentials.api_token, seen, account, doors))
     keep_node = asyncio.create_task(node.keep())
     keep_serve = asyncio.create_task(serve.keep())
-    welcome = asyncio.create_task(_welcome(settings, claimed, address, credentials, (node, serve)))
+    welcome = asyncio.create_task(_welcome(settings, claimed, address, credentials, (node, serve), systemd))
     stopped = asyncio.create_task(stop.wait())
     ends = {keep_node, keep_serve, stopped}
     try:
@@ -318,6 +321,7 @@ async def _supervise(
         stopped.cancel()
         welcome.cancel()
         await asyncio.wait([welcome])
+        systemd.tell("STOPPING=1")
         say("stopping: first the control plane with its sandboxes, then the node")
         close_doors(doors)  # nobody comes after it
         await serve.stop(keep_serve, SERVE_STOP_SECONDS, hasten)
@@ -350,6 +354,7 @@ async def _welcome(
     address: tuple[str, int],
     credentials: Credentials,
     programs: tuple[Program, Program],
+    systemd: Systemd,
 ) -> None:
     """Waits until both programs answer, then says how to use them."""
     say(f"starting Roost (instance {claimed.number}, state in {settings.state})")
@@ -359,6 +364,7 @@ async def _welcome(
     if settings.hello:
         await _hello(settings.state)
     print(welcome(settings.state, credentials), flush=True)
+    systemd.tell("READY=1")
 
 
 def welcome(state: Path, credentials: Credentials) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -19,7 +19,7 @@ from roost.cli.screen import Screen
 from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
 from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
 
-DIRECTORY = click.Path(path_type=Path, file_okay=False)
+DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)  # root may read what its caller may not
 FILE = click.Path(path_type=Path, dir_okay=False, readable=False)  # the control plane says what to do about one
 MINUTES = click.FloatRange(min=0, min_open=True)
 # The options of `up` that its help explains; the others it names
@@ -143,18 +143,20 @@ def up(state: Path, images: Path, **options: Any) -> None:
     from roost.settings import ServeSettings
     from roost.up import UpSettings, run
 
-    if os.geteuid() != 0:
-        _as_root()
+    as_root("`roost up` needs root (mounts, namespaces, firewall)")
     known = ServeSettings.__dataclass_fields__.keys() - {"listen", "log_format"}
     serving = {name: options.pop(name) for name in list(options) if name in known}
     run(UpSettings(state=state.resolve(), images=images.resolve(), serving=serving, **options))
 
 
-def _as_root() -> NoReturn:
+def as_root(reason: str) -> None:
+    """Start this command again through sudo, unless root runs it. SetupMissing where there is no sudo."""
+    if os.geteuid() == 0:
+        return
     sudo = shutil.which("sudo")
     if sudo is None:
-        raise SetupMissing("`roost up` needs root (mounts, namespaces, firewall); start it as root")
-    click.echo("roost up needs root (mounts, namespaces, firewall): starting it through sudo", err=True)
+        raise SetupMissing(f"{reason}; start it as root")
+    click.echo(f"{reason}: starting it through sudo", err=True)
     os.execv(sudo, [sudo, "--", sys.executable, "-P", "-m", "roost.cli", *sys.argv[1:]])  # noqa: S606
 
 

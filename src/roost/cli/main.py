@@ -16,6 +16,7 @@ from roost.errors import RoostError
 # command -> (module, attribute, line of help); no line: not for people
 COMMANDS = {
     "up": ("machine", "up", "Start Roost on this machine, in the foreground."),
+    "service": ("service", "service", "Run Roost as a systemd service of this machine."),
     "doctor": ("machine", "doctor", "Say what this machine can do, and what to install for more."),
     "login": ("login", "login", "Log in by a browser, or with a token."),
     "logout": ("login", "logout", "Log out, and forget the login here."),
@@ -65,7 +66,7 @@ GROUPS = {
     "Files": ("workspace", "sync", "image"),
     "Machines": ("vm",),
     "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
-    "Roost": ("up", "doctor", "pool", "mcp", "skill", "completion"),
+    "Roost": ("up", "service", "doctor", "pool", "mcp", "skill", "completion"),
 }
 SERVER = """\
 Commands that ask a server take --api-url URL and --token TOKEN, or --state DIR for an instance on this machine; without
