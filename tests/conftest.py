@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 import pytest_timeout
 
-from tests.processes import children, command, is_alive
+from tests.processes import children, command, is_alive, kept
 
 ENDING = 10.0  # seconds that a process has after SIGTERM
 
-_kept: set[int] = set()  # processes of fixtures that outlive a test
 _errors = -1  # standard error as it was before pytest captured it
 
 
@@ -64,14 +63,14 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
         return (yield)
     finally:
         if fixturedef.scope != "function":
-            _kept.update(children(os.getpid()) - before)
+            kept.update(children(os.getpid()) - before)
 
 
 @pytest.fixture(autouse=True)
 def _processes_end_with_their_test() -> Iterator[None]:
     before = children(os.getpid())
     yield
-    left = children(os.getpid()) - before - _kept
+    left = children(os.getpid()) - before - kept
     commands = [command(pid) for pid in left]
     _end(left)
     if commands:

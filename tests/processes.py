@@ -3,6 +3,8 @@
 import contextlib
 from pathlib import Path
 
+kept: set[int] = set()  # those of fixtures that outlive the test in which they were started
+
 
 def children(pid: int) -> set[int]:
     """Direct children, without those that have ended and wait for their parent."""

@@ -5,6 +5,7 @@ Each lives in a directory below /tmp, is stopped by SIGTERM, and must then have 
 """
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.instance import Api, RunningRoost, eventually
+from tests.e2e.instance import FINAL, Api, RunningRoost, eventually
+from tests.processes import kept
 
 LOG_TAIL = 12_000  # characters of `roost up` shown with a failure
 
@@ -95,6 +97,26 @@ def own_roost() -> Iterator[RunningRoost]:
     """Running, for one test alone."""
     with an_instance("--min-pool-size", "1") as instance:
         yield instance.start()
+
+
+@pytest.fixture(scope="session")
+def _mortal_roost() -> Iterator[RunningRoost]:
+    with an_instance("--min-pool-size", "1") as instance:
+        yield instance.start()
+
+
+@pytest.fixture
+def mortal_roost(_mortal_roost: RunningRoost) -> Iterator[RunningRoost]:
+    """Running; shared by tests that kill its programs and see that all comes back, under names of their own."""
+    if not _mortal_roost.process or _mortal_roost.process.poll() is not None:
+        _mortal_roost.start()  # the test before failed half-way
+    _mortal_roost.healthy()
+    yield _mortal_roost
+    kept.add(_mortal_roost.process.pid)  # of a start that the test made
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        for job in _mortal_roost.api.jobs():
+            if job["status"] not in FINAL:
+                _mortal_roost.api.ask("POST", f"/mags-jobs/{job['request_id']}/stop")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -403,6 +404,11 @@ class RunningRoost:
         tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
         found += [line for line in tables.splitlines() if line.split()[-1] == f"roost{number}"]
         return found
+
+
+def named(stem: str) -> str:
+    """A name that no other test has."""
+    return f"{stem}-{secrets.token_hex(4)}"
 
 
 def clean_environment() -> dict[str, str]:

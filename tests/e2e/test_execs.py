@@ -230,14 +230,14 @@ def test_five_megabytes_of_input_come_back_though_the_connection_is_cut(api: Api
 
 
 @pytest.mark.parametrize("victims", [("node",), ("serve",), ("serve", "node")], ids="+".join)
-def test_nothing_is_lost_when_programs_are_killed(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api = own_roost.api
+def test_nothing_is_lost_when_programs_are_killed(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api = mortal_roost.api
     job = persistent(api)
     content = os.urandom(3_000_000)
     stream = Stream(api, job, start(api, job, "cat; exit 23", input=True)).open()
     finished = start(api, job, "echo done; exit 9")
     ended(api, job, finished)
-    echo_with_cuts(stream, content, [1_000_000], lambda: kill_and_recover(own_roost, victims))
+    echo_with_cuts(stream, content, [1_000_000], lambda: kill_and_recover(mortal_roost, victims))
     if not stream.connection:
         stream.open()
     stream.order("close_input")
@@ -246,12 +246,12 @@ def test_nothing_is_lost_when_programs_are_killed(own_roost: RunningRoost, victi
     assert raw(api, job, finished) == b"done\n"
 
 
-def test_a_stream_goes_on_by_itself_when_only_the_node_was_killed(own_roost: RunningRoost) -> None:
-    api = own_roost.api
+def test_a_stream_goes_on_by_itself_when_only_the_node_was_killed(mortal_roost: RunningRoost) -> None:
+    api = mortal_roost.api
     job = persistent(api)
     stream = Stream(api, job, start(api, job, "for i in $(seq 40); do echo $i; sleep 0.05; done; exit 4")).open()
     stream.until(b"\n5\n")
-    own_roost.kill("node")
+    mortal_roost.kill("node")
     assert stream.to_the_end()["exit_code"] == 4
     assert stream.output[1] == b"".join(b"%d\n" % i for i in range(1, 41))
 
@@ -386,16 +386,16 @@ def test_roost_exec_i_is_a_pipe_into_the_sandbox(roost: RunningRoost, job: str) 
     assert not [e for e in roost.api.call("GET", f"/mags-jobs/{job}/execs")["execs"] if "printf" in e["arguments"]]
 
 
-def test_roost_exec_i_goes_on_after_the_programs_were_killed(own_roost: RunningRoost) -> None:
-    job = persistent(own_roost.api)
-    words = [*PROGRAM, "exec", "--state", str(own_roost.state), "-i", job, "cat; exit 17"]
+def test_roost_exec_i_goes_on_after_the_programs_were_killed(mortal_roost: RunningRoost) -> None:
+    job = persistent(mortal_roost.api)
+    words = [*PROGRAM, "exec", "--state", str(mortal_roost.state), "-i", job, "cat; exit 17"]
     program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_environment())
     assert program.stdin and program.stdout
     for line in (b"one\n", b"two\n", b"three\n"):
         program.stdin.write(line)
         program.stdin.flush()
         assert program.stdout.readline() == line
-        kill_and_recover(own_roost, ("serve", "node"))
+        kill_and_recover(mortal_roost, ("serve", "node"))
     program.stdin.close()
     assert program.stdout.read() == b""
     assert program.wait(60) == 17

@@ -53,12 +53,12 @@ def starts_of(roost: RunningRoost, vm_id: str) -> int:
 # ---- who comes meanwhile ----
 
 
-def test_who_comes_while_the_control_plane_is_started_again_waits_and_is_served(own_roost: RunningRoost) -> None:
+def test_who_comes_while_the_control_plane_is_started_again_waits_and_is_served(mortal_roost: RunningRoost) -> None:
     """Its listening sockets are kept by `up`: the API's, the HTTP gateway's, SSH's."""
-    own_roost.kill("serve")
-    assert own_roost.api.ask("GET", "/mags-jobs", timeout=60)[0] == 200
-    own_roost.kill("serve")
-    for address in (own_roost.gateway, own_roost.ssh):
+    mortal_roost.kill("serve")
+    assert mortal_roost.api.ask("GET", "/mags-jobs", timeout=60)[0] == 200
+    mortal_roost.kill("serve")
+    for address in (mortal_roost.gateway, mortal_roost.ssh):
         host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: nobody.apps.localhost\r\n\r\n")
@@ -69,41 +69,41 @@ def test_who_comes_while_the_control_plane_is_started_again_waits_and_is_served(
 
 
 @each_victim
-def test_a_job_that_was_just_accepted(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    job = own_roost.api.submit(COUNTING)
-    kill_and_recover(own_roost, victims)
-    assert_counted(own_roost, own_roost.api.wait(job))
+def test_a_job_that_was_just_accepted(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    job = mortal_roost.api.submit(COUNTING)
+    kill_and_recover(mortal_roost, victims)
+    assert_counted(mortal_roost, mortal_roost.api.wait(job))
 
 
 @each_victim
-def test_jobs_that_are_starting(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    jobs = [own_roost.api.submit(COUNTING) for _ in range(6)]
-    eventually(lambda: own_roost.api.status(jobs[1])["status"] == "running")
-    kill_and_recover(own_roost, victims)
+def test_jobs_that_are_starting(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    jobs = [mortal_roost.api.submit(COUNTING) for _ in range(6)]
+    eventually(lambda: mortal_roost.api.status(jobs[1])["status"] == "running")
+    kill_and_recover(mortal_roost, victims)
     for job in jobs:
-        assert_counted(own_roost, own_roost.api.wait(job))
+        assert_counted(mortal_roost, mortal_roost.api.wait(job))
 
 
 @each_victim
-def test_a_job_that_is_writing_output(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    job = own_roost.api.submit(COUNTING)
-    own_roost.api.said(job, b"10\n")
-    kill_and_recover(own_roost, victims)
-    assert_counted(own_roost, own_roost.api.wait(job))
+def test_a_job_that_is_writing_output(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    job = mortal_roost.api.submit(COUNTING)
+    mortal_roost.api.said(job, b"10\n")
+    kill_and_recover(mortal_roost, victims)
+    assert_counted(mortal_roost, mortal_roost.api.wait(job))
 
 
 @each_victim
-def test_a_job_that_has_just_ended(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    job = own_roost.api.submit(COUNTING)
-    own_roost.api.said(job, f"\n{LINES}\n".encode())
+def test_a_job_that_has_just_ended(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    job = mortal_roost.api.submit(COUNTING)
+    mortal_roost.api.said(job, f"\n{LINES}\n".encode())
     time.sleep(0.025)  # the last pause of the script: it ends about when its programs do
-    kill_and_recover(own_roost, victims)
-    assert_counted(own_roost, own_roost.api.wait(job))
+    kill_and_recover(mortal_roost, victims)
+    assert_counted(mortal_roost, mortal_roost.api.wait(job))
 
 
 @each_victim
-def test_a_job_that_is_being_stopped(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api = own_roost.api
+def test_a_job_that_is_being_stopped(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api = mortal_roost.api
     job = api.submit(
         "trap 'echo stopping; sleep 1; echo stopped; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
     )
@@ -111,8 +111,8 @@ def test_a_job_that_is_being_stopped(own_roost: RunningRoost, victims: tuple[str
     asked = threading.Thread(target=_stop_quietly, args=(api, job))
     asked.start()
     api.said(job, b"stopping")
-    kill_and_recover(own_roost, victims)
-    ended = own_roost.api.wait(job, 20)
+    kill_and_recover(mortal_roost, victims)
+    ended = mortal_roost.api.wait(job, 20)
     asked.join(60)
     assert ended.stdout.startswith(b"ready\nstopping\n")
     assert (ended.status, ended.state.get("stopped")) == ("completed", True)
@@ -124,14 +124,16 @@ def _stop_quietly(api: Api, job: str) -> None:
         api.stop(job)
 
 
-def test_jobs_submitted_while_the_programs_die_again_and_again(own_roost: RunningRoost) -> None:
+def test_jobs_submitted_while_the_programs_die_again_and_again(mortal_roost: RunningRoost) -> None:
     accepted: list[str] = []
     stop = threading.Event()
 
     def submit() -> None:
         while not stop.is_set():
             with contextlib.suppress(Exception):
-                status, answer = own_roost.api.ask("POST", "/mags-jobs", {"script": "echo once", "type": "inline"}, 5)
+                status, answer = mortal_roost.api.ask(
+                    "POST", "/mags-jobs", {"script": "echo once", "type": "inline"}, 5
+                )
                 if status == 202:
                     accepted.append(answer["request_id"])
             stop.wait(0.05)
@@ -141,29 +143,29 @@ def test_jobs_submitted_while_the_programs_die_again_and_again(own_roost: Runnin
     try:
         for victims in (("serve",), ("node",), ("serve", "node")):
             before = len(accepted)
-            own_roost.kill(*victims)
+            mortal_roost.kill(*victims)
             eventually(lambda before=before: len(accepted) >= before + 5, 30)
     finally:
         stop.set()
         submitter.join()
-    own_roost.healthy()
+    mortal_roost.healthy()
     for job in accepted:
-        ended = own_roost.api.wait(job)
+        ended = mortal_roost.api.wait(job)
         assert (ended.status, ended.exit_code, ended.stdout) == ("completed", 0, b"once\n")
-    assert own_roost.api.call("GET", "/mags-jobs")["total"] >= len(accepted)
+    assert mortal_roost.api.call("GET", "/mags-jobs")["total"] >= len(accepted)
 
 
-def test_one_who_follows_sees_every_byte_once_across_restarts(own_roost: RunningRoost) -> None:
-    command = [*PROGRAM, "run", "--state", str(own_roost.state), COUNTING]
+def test_one_who_follows_sees_every_byte_once_across_restarts(mortal_roost: RunningRoost) -> None:
+    command = [*PROGRAM, "run", "--state", str(mortal_roost.state), COUNTING]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()) as run:
         assert run.stdout
         begun = run.stdout.readline() + run.stdout.readline()
-        own_roost.kill("serve")
+        mortal_roost.kill("serve")
         begun += b"".join(run.stdout.readline() for _ in range(20))
-        own_roost.kill("node")
+        mortal_roost.kill("node")
         assert begun + run.stdout.read() == COUNTED
         assert run.wait(20) == 3
-    own_roost.healthy()
+    mortal_roost.healthy()
 
 
 def test_waiting_jobs_keep_their_order_across_a_kill() -> None:
@@ -178,33 +180,33 @@ def test_waiting_jobs_keep_their_order_across_a_kill() -> None:
         assert begun == sorted(begun)
 
 
-def test_a_timeout_goes_on_while_the_programs_are_away(own_roost: RunningRoost) -> None:
-    job = own_roost.api.submit("echo begun; sleep 100", timeout=3)
-    own_roost.api.said(job, b"begun")
-    kill_and_recover(own_roost, ("serve", "node"))
-    ended = own_roost.api.wait(job, 15)
+def test_a_timeout_goes_on_while_the_programs_are_away(mortal_roost: RunningRoost) -> None:
+    job = mortal_roost.api.submit("echo begun; sleep 100", timeout=3)
+    mortal_roost.api.said(job, b"begun")
+    kill_and_recover(mortal_roost, ("serve", "node"))
+    ended = mortal_roost.api.wait(job, 15)
     assert (ended.status, ended.exit_code) == ("error", 137)
     assert "timed out" in ended.error
 
 
-def test_exec_works_on_a_job_that_was_taken_over(own_roost: RunningRoost) -> None:
-    job = own_roost.api.submit("echo ready; sleep 100")
-    own_roost.api.said(job, b"ready")
-    kill_and_recover(own_roost, ("node",))
-    result = own_roost.api.exec(job, "echo here; exit 4")
+def test_exec_works_on_a_job_that_was_taken_over(mortal_roost: RunningRoost) -> None:
+    job = mortal_roost.api.submit("echo ready; sleep 100")
+    mortal_roost.api.said(job, b"ready")
+    kill_and_recover(mortal_roost, ("node",))
+    result = mortal_roost.api.exec(job, "echo here; exit 4")
     assert (result["stdout"], result["exit_code"]) == ("here\n", 4)
-    own_roost.api.stop(job)
-    assert own_roost.api.wait(job, 15).state["stopped"] is True
+    mortal_roost.api.stop(job)
+    assert mortal_roost.api.wait(job, 15).state["stopped"] is True
 
 
 # ---- losses are told, never invented ----
 
 
-def test_a_sandbox_that_loses_its_init_has_no_exit_status(own_roost: RunningRoost) -> None:
-    job = own_roost.api.submit("echo ready; sleep 100")
-    own_roost.api.said(job, b"ready")
-    os.kill(own_roost.site_of(job).init, signal.SIGKILL)
-    ended = own_roost.api.wait(job, 20)
+def test_a_sandbox_that_loses_its_init_has_no_exit_status(mortal_roost: RunningRoost) -> None:
+    job = mortal_roost.api.submit("echo ready; sleep 100")
+    mortal_roost.api.said(job, b"ready")
+    os.kill(mortal_roost.site_of(job).init, signal.SIGKILL)
+    ended = mortal_roost.api.wait(job, 20)
     assert (ended.status, ended.state.get("exit_code"), ended.stdout) == ("error", None, b"ready\n")
     assert "exit status is unknown" in ended.error
     assert b"exit status is unknown" in ended.remarks

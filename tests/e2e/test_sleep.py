@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import an_instance
-from tests.e2e.instance import Api, RunningRoost, SandboxSite, eventually
+from tests.e2e.instance import Api, RunningRoost, SandboxSite, eventually, named
 from tests.e2e.test_clients import Program, program_with
 from tests.e2e.test_faults import kill_and_recover
 
@@ -179,54 +179,54 @@ def test_settings_are_changed_while_it_lives(api: Api) -> None:
 
 
 @each_victim
-def test_frozen_and_cold_jobs_outlive_kills_and_wake(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api = own_roost.api
-    jobs = {depth: persistent(api, COUNTING, workspace_id=f"w-{depth}") for depth in ("frozen", "cold")}
+def test_frozen_and_cold_jobs_outlive_kills_and_wake(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api = mortal_roost.api
+    jobs = {depth: persistent(api, COUNTING, workspace_id=named(depth)) for depth in ("frozen", "cold")}
     counts = {depth: count(api, job) for depth, job in jobs.items()}
     for depth, job in jobs.items():
         sleep(api, job, depth)
-    kill_and_recover(own_roost, victims)
+    kill_and_recover(mortal_roost, victims)
     for depth, job in jobs.items():
-        eventually(lambda depth=depth, job=job: asleep(own_roost.api, job, depth))
-        assert count(own_roost.api, job) >= counts[depth]
-    first = count(own_roost.api, jobs["frozen"])
-    eventually(lambda: count(own_roost.api, jobs["frozen"]) > first)
+        eventually(lambda depth=depth, job=job: asleep(mortal_roost.api, job, depth))
+        assert count(mortal_roost.api, job) >= counts[depth]
+    first = count(mortal_roost.api, jobs["frozen"])
+    eventually(lambda: count(mortal_roost.api, jobs["frozen"]) > first)
     for job in jobs.values():
-        own_roost.api.stop(job)
+        mortal_roost.api.stop(job)
 
 
 @each_victim
-def test_a_kill_while_it_goes_cold_loses_no_file(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api = own_roost.api
+def test_a_kill_while_it_goes_cold_loses_no_file(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api = mortal_roost.api
     script = "trap '' TERM; echo begun; while :; do sleep 1; done"  # five seconds pass before it is ended by KILL
-    job = persistent(api, script, workspace_id="w", startup_command="echo woken")
+    job = persistent(api, script, workspace_id=named("w"), startup_command="echo woken")
     api.said(job, b"begun")
     text_of(api, job, "echo kept > /root/file; sync")
     going = threading.Thread(target=lambda: api.ask("POST", f"/mags-jobs/{job}/sleep", {"depth": "cold"}))
     going.start()
     eventually(lambda: asleep(api, job, "cooling"))
-    kill_and_recover(own_roost, victims)
-    eventually(lambda: asleep(own_roost.api, job, "cold"))
-    assert text_of(own_roost.api, job, "cat /root/file") == "kept"
+    kill_and_recover(mortal_roost, victims)
+    eventually(lambda: asleep(mortal_roost.api, job, "cold"))
+    assert text_of(mortal_roost.api, job, "cat /root/file") == "kept"
     going.join()
-    own_roost.api.stop(job)
+    mortal_roost.api.stop(job)
 
 
 @each_victim
-def test_a_kill_during_a_wake_starts_it_once(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api = own_roost.api
-    job = persistent(api, "true", workspace_id="w", startup_command="echo woken; sleep infinity")
+def test_a_kill_during_a_wake_starts_it_once(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api = mortal_roost.api
+    job = persistent(api, "true", workspace_id=named("w"), startup_command="echo woken; sleep infinity")
     sleep(api, job, "cold")
     waking = threading.Thread(target=lambda: wake(api, job))
     waking.start()
-    own_roost.kill(*victims)
+    mortal_roost.kill(*victims)
     waking.join()
     if "up" in victims:
-        own_roost.start()
-    own_roost.healthy()
-    eventually(lambda: own_roost.api.ask("POST", f"/mags-jobs/{job}/wake")[0] == 200)
-    assert own_roost.api.said(job, b"woken") == b"woken\n"
-    own_roost.api.stop(job)
+        mortal_roost.start()
+    mortal_roost.healthy()
+    eventually(lambda: mortal_roost.api.ask("POST", f"/mags-jobs/{job}/wake")[0] == 200)
+    assert mortal_roost.api.said(job, b"woken") == b"woken\n"
+    mortal_roost.api.stop(job)
 
 
 def wake(api: Api, job: str) -> None:
@@ -234,15 +234,19 @@ def wake(api: Api, job: str) -> None:
         api.ask("POST", f"/mags-jobs/{job}/wake")
 
 
-def test_a_no_sleep_job_is_started_again_from_its_files_when_its_sandbox_dies(own_roost: RunningRoost) -> None:
-    api = own_roost.api
+def test_a_no_sleep_job_is_started_again_from_its_files_when_its_sandbox_dies(mortal_roost: RunningRoost) -> None:
+    api = mortal_roost.api
     job = persistent(
-        api, "echo kept > /root/file", workspace_id="w", no_sleep=True, startup_command="echo again $(cat /root/file)"
+        api,
+        "echo kept > /root/file",
+        workspace_id=named("w"),
+        no_sleep=True,
+        startup_command="echo again $(cat /root/file)",
     )
     eventually(lambda: api.status(job).get("exit_code") == 0)
     api.call("POST", f"/mags-jobs/{job}/sync")
-    member = next(m["member"] for m in members_of(own_roost) if m["id"] == api.status(job)["vm_id"])
-    os.kill(SandboxSite(own_roost.number, member).init, signal.SIGKILL)
+    member = next(m["member"] for m in members_of(mortal_roost) if m["id"] == api.status(job)["vm_id"])
+    os.kill(SandboxSite(mortal_roost.number, member).init, signal.SIGKILL)
     assert api.said(job, b"again") == b"again kept\n"
     assert "started again" in eventually(lambda: api.status(job).get("error"))
     assert api.status(job)["status"] == "running"

@@ -99,39 +99,39 @@ def test_connections_close_when_their_sandbox_ends(roost: RunningRoost, tmp_path
     assert b"not running" in again.stderr
 
 
-def test_host_key_keys_and_running_sandboxes_survive_kill_9(own_roost: RunningRoost, tmp_path: Path) -> None:
-    name = persistent(own_roost)
-    client = with_access(own_roost, name, tmp_path / "job")
-    own = with_own_key(own_roost, tmp_path / "own", name)
+def test_host_key_keys_and_running_sandboxes_survive_kill_9(mortal_roost: RunningRoost, tmp_path: Path) -> None:
+    name = persistent(mortal_roost)
+    client = with_access(mortal_roost, name, tmp_path / "job")
+    own = with_own_key(mortal_roost, tmp_path / "own", name)
     for programs in (("serve",), ("node",), ("serve", "node")):
-        own_roost.kill(*programs)
-        own_roost.healthy()
+        mortal_roost.kill(*programs)
+        mortal_roost.healthy()
         for one in (client, own):  # each checks the host key that it was told before
             done = one.ssh("echo here")
             assert done.stdout == b"here\n", done.stderr
 
 
-def test_a_command_during_a_restart_of_the_node_waits_for_it(own_roost: RunningRoost, tmp_path: Path) -> None:
-    name = persistent(own_roost)
-    client = with_access(own_roost, name, tmp_path / "job")
+def test_a_command_during_a_restart_of_the_node_waits_for_it(mortal_roost: RunningRoost, tmp_path: Path) -> None:
+    name = persistent(mortal_roost)
+    client = with_access(mortal_roost, name, tmp_path / "job")
     assert client.ssh("true").returncode == 0
-    own_roost.kill("node")
+    mortal_roost.kill("node")
     done = client.ssh("echo here")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"here\n", b"")
-    own_roost.healthy()
+    mortal_roost.healthy()
 
 
-def test_a_command_whose_node_dies_is_not_given_an_exit_status(own_roost: RunningRoost, tmp_path: Path) -> None:
-    name = persistent(own_roost)
-    client = with_access(own_roost, name, tmp_path / "job")
+def test_a_command_whose_node_dies_is_not_given_an_exit_status(mortal_roost: RunningRoost, tmp_path: Path) -> None:
+    name = persistent(mortal_roost)
+    client = with_access(mortal_roost, name, tmp_path / "job")
     process = client.launch("echo begun; sleep 1000")
     assert process.stdout
     assert process.stdout.readline() == b"begun\n"
-    own_roost.kill("node")
+    mortal_roost.kill("node")
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 255
     assert b"roost:" in errors
-    own_roost.healthy()
+    mortal_roost.healthy()
 
 
 # ---- ports of one job ----------------------------------------------------------------------------------------

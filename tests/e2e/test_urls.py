@@ -2,7 +2,6 @@
 
 import json
 import re
-import secrets
 import shlex
 import subprocess
 import sys
@@ -13,17 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.instance import PROGRAM, Api, RunningRoost, clean_environment, eventually
+from tests.e2e.instance import PROGRAM, Api, RunningRoost, clean_environment, eventually, named
 from tests.e2e.test_clients import interpreter, program_with
 
 pytestmark = pytest.mark.e2e
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "urls.md"
 SERVER = "cd /root; echo {content} > index.html; exec python3 -m http.server {port} --bind 127.0.0.1"
-
-
-def named(stem: str) -> str:
-    return f"{stem}-{secrets.token_hex(4)}"
 
 
 def curl(url: str, *options: str) -> tuple[int, str]:
@@ -283,14 +278,15 @@ def test_a_signed_link_opens_for_programs_and_for_browsers(api: Api, echo: str, 
     assert curl(link)[0] == 401, "closing withdraws the links that were given out"
 
 
-def test_names_ports_and_access_outlive_kills_of_the_control_plane(own_roost: RunningRoost) -> None:
-    api = own_roost.api
-    job = api.submit(SERVER.format(content="alive", port=8080), name="web", workspace_id="w", persistent=True)
+def test_names_ports_and_access_outlive_kills_of_the_control_plane(mortal_roost: RunningRoost) -> None:
+    api = mortal_roost.api
+    name = named("web")
+    job = api.submit(SERVER.format(content="alive", port=8080), name=name, workspace_id=name, persistent=True)
     api.running(job)
-    link = access(api, "web", access="signed")["url"]
-    shop = alias(api, "shop", "w", access="token")
-    own_roost.kill("serve")
-    own_roost.healthy()
+    link = access(api, name, access="signed")["url"]
+    shop = alias(api, named("shop"), name, access="token")
+    mortal_roost.kill("serve")
+    mortal_roost.healthy()
     answers = eventually(lambda: curl(link, "-o", "/dev/null")[0] == 200, 30, "the gateway is not back")
     assert answers
     assert curl(shop["url"])[0] == 401

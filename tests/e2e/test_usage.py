@@ -55,17 +55,17 @@ def test_cpu_and_traffic_of_a_job_are_told(roost: RunningRoost) -> None:
     assert used["frozen_seconds"] == 0
 
 
-def test_kills_of_the_control_plane_count_nothing_twice_and_lose_nothing(own_roost: RunningRoost) -> None:
-    api, script = own_roost.api, f"{BURN}\necho burnt\nsleep 1000"
+def test_kills_of_the_control_plane_count_nothing_twice_and_lose_nothing(mortal_roost: RunningRoost) -> None:
+    api, script = mortal_roost.api, f"{BURN}\necho burnt\nsleep 1000"
     job = api.submit(script, workspace_id="usage-killed", timeout_seconds=600)
     api.said(job, b"burnt")
     first = eventually(lambda: of_workspace(api, "usage-killed").get("cpu_seconds"), 60)  # the first reading
-    burnt = kernels_count(own_roost, job)
+    burnt = kernels_count(mortal_roost, job)
     for _ in range(2):
-        own_roost.kill("serve")
-        own_roost.healthy()
-    own_roost.kill("serve", "node")
-    own_roost.healthy()
+        mortal_roost.kill("serve")
+        mortal_roost.healthy()
+    mortal_roost.kill("serve", "node")
+    mortal_roost.healthy()
     api.stop(job)
     api.wait(job)
     used = eventually(lambda: (now := of_workspace(api, "usage-killed"))["vm_seconds"] > 1 and now, 20)

@@ -1,11 +1,10 @@
 """What the official `magpie-mags` clients do with workspaces and uploads, as their users write it."""
 
-import secrets
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.instance import RunningRoost
+from tests.e2e.instance import RunningRoost, named
 from tests.e2e.test_clients import VERSIONS, Program, program_with
 
 
@@ -17,10 +16,6 @@ def program(request: pytest.FixtureRequest, roost: RunningRoost) -> Program:
 @pytest.fixture
 def new_program(roost: RunningRoost) -> Program:
     return program_with("1.3.8", roost)
-
-
-def named(stem: str) -> str:
-    return f"{stem}-{secrets.token_hex(4)}"
 
 
 def test_a_workspace_is_made_entered_synced_resized_and_deleted(new_program: Program) -> None:

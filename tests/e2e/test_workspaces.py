@@ -23,7 +23,7 @@ import pytest
 
 from tests.e2e.conftest import an_instance
 from tests.e2e.guest_tree import CHANGE, MAKE, telling
-from tests.e2e.instance import Api, Ended, RunningRoost, eventually
+from tests.e2e.instance import Api, Ended, RunningRoost, eventually, named
 from tests.node.sync import radosgw
 from tests.node.sync.bucket import create_bucket
 
@@ -35,10 +35,6 @@ VICTIMS = [("node",), ("serve",), ("serve", "node"), ("up",)]  # the others end 
 
 each_victim = pytest.mark.parametrize("victims", VICTIMS, ids="+".join)
 node_or_all = pytest.mark.parametrize("victims", [("node",), ("up",)], ids="+".join)
-
-
-def named(stem: str) -> str:
-    return f"{stem}-{secrets.token_hex(4)}"
 
 
 def good(ended: Ended) -> Ended:
@@ -568,30 +564,30 @@ def writing(word: str, megabytes: int = 24) -> str:
 
 
 @each_victim
-def test_killed_while_a_job_on_a_workspace_runs(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api, name = own_roost.api, named("killed")
+def test_killed_while_a_job_on_a_workspace_runs(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api, name = mortal_roost.api, named("killed")
     saved(api, name, writing("old", 1))
     job = api.submit(f"echo ready; sleep 1.5; {writing('new', 1)}", workspace_id=name)
     api.said(job, b"ready")
-    kill_and_recover(own_roost, victims)
-    good(own_roost.api.wait(job))
-    assert assert_usable(own_roost, name, {"new"}) == "new"
+    kill_and_recover(mortal_roost, victims)
+    good(mortal_roost.api.wait(job))
+    assert assert_usable(mortal_roost, name, {"new"}) == "new"
 
 
 @node_or_all
 @pytest.mark.parametrize("later", [0.05, 0.4], ids=lambda later: f"{later}s")
 def test_killed_while_a_stored_workspace_is_saved_at_the_end(
-    own_roost: RunningRoost, victims: tuple[str, ...], later: float
+    mortal_roost: RunningRoost, victims: tuple[str, ...], later: float
 ) -> None:
-    api, name = own_roost.api, named("killed")
+    api, name = mortal_roost.api, named("killed")
     good_end(api, writing("old", 1), name)
     job = api.submit(f"{writing('new')}; echo ready", workspace_id=name)
     vm_id = eventually(lambda: api.status(job).get("vm_id"))
-    eventually(lambda: _script_over(own_roost, str(vm_id)))
+    eventually(lambda: _script_over(mortal_roost, str(vm_id)))
     time.sleep(later)
-    kill_and_recover(own_roost, victims)
-    good(own_roost.api.wait(job))
-    assert assert_usable(own_roost, name, {"new"}) == "new"
+    kill_and_recover(mortal_roost, victims)
+    good(mortal_roost.api.wait(job))
+    assert assert_usable(mortal_roost, name, {"new"}) == "new"
 
 
 def _script_over(roost: RunningRoost, vm_id: str) -> bool:
@@ -599,8 +595,8 @@ def _script_over(roost: RunningRoost, vm_id: str) -> bool:
 
 
 @node_or_all
-def test_killed_during_a_sync(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api, name = own_roost.api, named("killed")
+def test_killed_during_a_sync(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api, name = mortal_roost.api, named("killed")
     job = api.submit("sleep infinity", workspace_id=name, persistent=True)
     api.running(job)
     assert api.exec(job, writing("old", 1))["exit_code"] == 0
@@ -609,16 +605,16 @@ def test_killed_during_a_sync(own_roost: RunningRoost, victims: tuple[str, ...])
     asked = threading.Thread(target=_sync_quietly, args=(api, job))
     asked.start()
     time.sleep(0.4)
-    kill_and_recover(own_roost, victims)
+    kill_and_recover(mortal_roost, victims)
     asked.join(60)
-    assert seen(own_roost.api, name, "cat /root/file; sha256sum -c /root/sum > /dev/null").strip() in ("old", "new")
-    assert own_roost.api.status(job)["status"] == "running"
-    assert own_roost.api.exec(job, "cat /root/file")["stdout"] == "new\n"
-    own_roost.api.call("POST", f"/mags-jobs/{job}/sync")
-    assert seen(own_roost.api, name, "cat /root/file; sha256sum -c /root/sum > /dev/null") == "new\n"
-    own_roost.api.stop(job)
-    assert own_roost.api.wait(job).status == "completed"
-    assert assert_usable(own_roost, name, {"new"}) == "new"
+    assert seen(mortal_roost.api, name, "cat /root/file; sha256sum -c /root/sum > /dev/null").strip() in ("old", "new")
+    assert mortal_roost.api.status(job)["status"] == "running"
+    assert mortal_roost.api.exec(job, "cat /root/file")["stdout"] == "new\n"
+    mortal_roost.api.call("POST", f"/mags-jobs/{job}/sync")
+    assert seen(mortal_roost.api, name, "cat /root/file; sha256sum -c /root/sum > /dev/null") == "new\n"
+    mortal_roost.api.stop(job)
+    assert mortal_roost.api.wait(job).status == "completed"
+    assert assert_usable(mortal_roost, name, {"new"}) == "new"
 
 
 def _sync_quietly(api: Api, job: str) -> None:
@@ -627,14 +623,14 @@ def _sync_quietly(api: Api, job: str) -> None:
 
 
 @node_or_all
-def test_killed_when_a_job_has_just_ended(own_roost: RunningRoost, victims: tuple[str, ...]) -> None:
-    api, name = own_roost.api, named("killed")
+def test_killed_when_a_job_has_just_ended(mortal_roost: RunningRoost, victims: tuple[str, ...]) -> None:
+    api, name = mortal_roost.api, named("killed")
     saved(api, name, writing("old", 1))
     job = saved(api, name, writing("new", 1)).request_id
     before = head(api, name)
-    kill_and_recover(own_roost, victims)
-    assert (own_roost.api.status(job)["status"], head(own_roost.api, name)) == ("completed", before)
-    assert assert_usable(own_roost, name, {"new"}) == "new"
+    kill_and_recover(mortal_roost, victims)
+    assert (mortal_roost.api.status(job)["status"], head(mortal_roost.api, name)) == ("completed", before)
+    assert assert_usable(mortal_roost, name, {"new"}) == "new"
 
 
 def test_a_stop_of_roost_saves_persistent_jobs(own_roost: RunningRoost) -> None:
