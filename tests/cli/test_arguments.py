@@ -17,9 +17,23 @@ def test_an_argument_that_names_a_file_is_read(tmp_path: Path) -> None:
     assert read_script(str(tmp_path / "job.sh")) == "echo ä"
 
 
-@pytest.mark.parametrize("text", ["echo hello", "", "x" * 100_000, "echo a\necho b", "/no/such/file"])
+@pytest.mark.parametrize(
+    "text", ["echo hello", "", "x" * 100_000, "echo a\necho b", "/no/such/file", "uname", "node18", "x.sh arg", "a.b"]
+)
 def test_any_other_argument_is_the_script_itself(text: str) -> None:
     assert read_script(text) == text
+
+
+@pytest.mark.parametrize("name", ["nofile.sh", "nofile.py", "./nofile", "scripts/nofile.sh"])
+def test_the_name_of_a_file_that_is_not_there_is_not_taken_for_shell_text(name: str) -> None:
+    with pytest.raises(Invalid, match=f"no such file here: {name}"):
+        read_script(name)
+
+
+def test_a_path_may_be_one_in_a_workspace(tmp_path: Path) -> None:
+    assert read_script("./start.sh", has_files=True) == "./start.sh"
+    with pytest.raises(Invalid, match="no such file"):
+        read_script("start.sh", has_files=True)
 
 
 def test_a_directory_is_not_a_script_file(tmp_path: Path) -> None:
@@ -55,10 +69,18 @@ def test_options_have_their_names_of_the_wire() -> None:
     }
 
 
-@pytest.mark.parametrize("pair", ["A", "=1", ""])
-def test_environment_without_key_or_value_is_refused(pair: str) -> None:
-    with pytest.raises(Invalid, match="KEY=VALUE"):
+@pytest.mark.parametrize("pair", ["=1", ""])
+def test_environment_without_a_name_is_refused(pair: str) -> None:
+    with pytest.raises(Invalid, match="NAME=VALUE"):
         submission("true", (pair,))
+
+
+def test_a_variable_without_a_value_has_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "a=b c")
+    monkeypatch.delenv("NOT_OURS", raising=False)
+    assert submission("true", ("OURS", "B=1"))["environment"] == {"OURS": "a=b c", "B": "1"}
+    with pytest.raises(Invalid, match="no such variable here; set it, or give -e NOT_OURS=VALUE"):
+        submission("true", ("NOT_OURS",))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +89,8 @@ def test_environment_without_key_or_value_is_refused(pair: str) -> None:
         (Ending("completed", 0, None), 0),
         (Ending("error", 3, None), 3),
         (Ending("error", 137, "timed out after 1 s"), 137),
-        (Ending("error", 0, "the disk was lost"), 1),
-        (Ending("error", None, "the node was lost"), 1),
+        (Ending("error", 0, "the disk was lost"), 125),
+        (Ending("error", None, "the node was lost"), 125),
     ],
 )
 def test_the_exit_status_is_the_scripts_and_never_success_without_one(ending: Ending, status: int) -> None:

@@ -154,14 +154,45 @@ async def test_ctrl_c_stops_the_job_or_leaves_it(shell: Shell, wish: str, said: 
     assert json.loads(await shell.roost("status", "j", "--json")).get("stopped", False) is stopped
 
 
+async def test_new_takes_a_sandbox_along_that_has_not_started(shell: Shell) -> None:
+    shell.plane.node.room = 0
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "roost.cli", "new", "w", "--api-url", shell.url, "--token", TOKEN,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(30):
+        while not json.loads(await shell.roost("list", "--json"))["jobs"]:
+            pass
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+    assert (process.returncode, b"stopping" in errors, b"Aborted" in errors) == (130, True, False)
+    assert json.loads(await shell.roost("status", "w", "--json"))["stopped"] is True
+
+
+async def test_jobs_are_listed_by_status(shell: Shell) -> None:
+    await ended(shell, "run", "-n", "fine", "x")
+    await ended(shell, "run", "-n", "bad", "x", exit_code=3, status=3)
+    await shell.roost("run", "-d", "-n", "going", "x")
+    await until(lambda: len(shell.plane.node.requests) == 3)
+
+    async def named(*words: str) -> list[str]:
+        return [job["name"] for job in json.loads(await shell.roost(*words, "--json"))["jobs"]]
+
+    assert await named("list", "--status", "completed") == ["fine"]
+    assert await named("list", "--status", "error") == ["bad"]
+    assert await named("list", "--status", "running") == ["going"]
+    assert await named("ps") == ["going"]
+    assert await named("ps", "-a") == ["going", "bad", "fine"]
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
         (["status", "none", "--json"], 1, "no job has the id"),
-        (["run", "--json", "--image", "none", "x"], 1, "no image 'none'"),
-        (["run", "--json", "-e", "-p", "x"], 1, "-e keeps nothing"),
+        (["run", "--json", "--image", "none", "x"], 125, "no image 'none'"),
+        (["run", "--json", "-e", "-p", "x"], 125, "-e keeps nothing"),
         (["workspace", "delete", "--json", "--force", "none"], 1, "no workspace"),
-        (["run", "--json"], 2, "Missing argument 'SCRIPT'"),
+        (["run", "--json"], 125, "Missing argument 'SCRIPT'"),
         (["list", "--json", "--bogus"], 2, "No such option"),
         (["url", "x", "70000", "--json"], 2, "65535"),
     ],

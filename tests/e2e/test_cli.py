@@ -84,6 +84,64 @@ def test_list_status_logs_stop_and_exec_name_the_same_job(roost: RunningRoost, a
     assert b"completed" in roost.command("status", name).stdout
 
 
+def test_exec_passes_bytes_through_unchanged_and_without_a_limit(roost: RunningRoost, api: Api) -> None:
+    name = f"bytes-{time.monotonic_ns()}"
+    api.said(api.submit("echo up; sleep 100", name=name), b"up")
+    every = (
+        "printf \"$(i=0; while [ $i -lt 256 ]; do printf '\\\\%03o' $i; i=$((i+1)); done)\"; printf '\\033[31mred' >&2"
+    )
+    shown = roost.command("exec", name, every)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, bytes(range(256)), b"\x1b[31mred")
+    big = roost.command("exec", name, "head -c 9000000 /dev/zero | tr '\\0' x")
+    assert (big.returncode, len(big.stdout)) == (0, 9_000_000)
+    api.call("POST", f"/mags-jobs/{name}/stop")
+
+
+def test_our_own_failures_are_told_from_a_commands_status(roost: RunningRoost, api: Api) -> None:
+    name = f"statuses-{time.monotonic_ns()}"
+    api.said(api.submit("echo up; sleep 100", name=name), b"up")
+    for code in (0, 1, 2, 125, 255):
+        assert roost.command("exec", name, f"exit {code}").returncode == code
+    for words in (("exec", "no-such-job", "true"), ("exec", name), ("exec", "--bogus", name, "true"), ("run",)):
+        assert roost.command(*words).returncode == 125, words
+    late = roost.command("exec", "--timeout", "1", name, "sleep 50")
+    assert (late.returncode, b"its limit of 1 s" in late.stderr) == (137, True)
+    variables = clean_environment() | {"MAGS_API_URL": "http://127.0.0.1:9", "MAGS_API_TOKEN": "x" * 32}
+    away = subprocess.run([*PROGRAM, "run", "true"], capture_output=True, env=variables, check=False)
+    assert away.returncode == 125
+    api.call("POST", f"/mags-jobs/{name}/stop")
+
+
+def test_what_a_one_shot_command_leaves_in_its_group_is_ended_with_it(roost: RunningRoost, api: Api) -> None:
+    name = f"left-{time.monotonic_ns()}"
+    api.said(api.submit("echo up; sleep 100", name=name), b"up")
+    shown = roost.command("exec", name, "sleep 7654 & setsid sleep 7655 >/dev/null 2>&1 & sleep 0.3; echo done")
+    assert (shown.returncode, shown.stdout) == (0, b"done\n")
+    left = roost.command("exec", name, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
+    assert (b"sleep 7654" in left, b"sleep 7655 " in left) == (False, True)
+    api.call("POST", f"/mags-jobs/{name}/stop")
+
+
+def test_logs_are_byte_for_byte_and_can_begin_late(roost: RunningRoost, api: Api) -> None:
+    name = f"logged-{time.monotonic_ns()}"
+    api.wait(api.submit("printf '\\033[32mone\\033[0m\\n\\377\\r\\n'; echo two >&2; sleep 0.2; printf end", name=name))
+    shown = roost.command("logs", name)
+    assert (shown.stdout, shown.stderr) == (b"\x1b[32mone\x1b[0m\n\xff\r\nend", b"two\n")
+    assert roost.command("logs", "--tail", "1", name).stdout == b"end"
+    assert roost.command("logs", "--since", "1h", name).stdout == shown.stdout
+    assert roost.command("logs", "--since", "2999-01-01", name).stdout == b""
+    assert roost.command("logs", "-f", "--tail", "2", name).stdout == b"end"
+    assert [one["message"] for one in json.loads(roost.command("logs", "--json", "-n", "1", name).stdout)["logs"]] == [
+        "end"
+    ]
+
+
+def test_ids_may_be_given_by_how_they_begin(roost: RunningRoost, api: Api) -> None:
+    job = api.submit("true")
+    assert roost.command("status", job[:8]).stdout.startswith(b"request_id:")
+    assert roost.command("status", "00000000").returncode == 1
+
+
 def test_images_are_listed_and_imported_and_run(roost: RunningRoost, tmp_path: Path, probe_shell: bytes) -> None:
     assert b"standard" in roost.command("image", "list").stdout
     name = f"e2e-cli-{os.getpid()}"
@@ -104,7 +162,7 @@ def test_errors_say_what_to_do(roost: RunningRoost, tmp_path: Path) -> None:
     assert (unknown.returncode, unknown.stdout) == (1, b"")
     assert b"no job has the id, name or workspace 'no-such-job'" in unknown.stderr
     image = roost.command("run", "--image", "no-such-image", "true")
-    assert image.returncode == 1
+    assert image.returncode == 125
     assert b"no-such-image" in image.stderr
     assert b"standard" in image.stderr
     nowhere = subprocess.run(

@@ -58,7 +58,7 @@ async def test_a_workspace_from_its_first_job_to_its_end(shell: Shell, tmp_path:
     assert node.files[vm_id] == {'root/da"ta.bin': bytes(range(256)) * 4}
     assert "Sync initiated" in await shell.roost("sync", "w")
     assert "yes     object store" in await shell.roost("workspace", "list")
-    assert "in use" in await shell.roost("run", "-w", "w", "true", status=1)
+    assert "in use" in await shell.roost("run", "-w", "w", "true", status=125)
     assert "1 active job(s)" in await shell.roost("workspace", "delete", "--force", "w", status=1)
     await shell.roost("stop", job)
     revisions = [line.split() for line in (await shell.roost("workspace", "revisions", "w")).splitlines()[1:]]
@@ -83,4 +83,4 @@ async def test_a_large_upload_through_a_socket(shell: Shell, tmp_path: Path) -> 
 async def test_what_is_too_large_is_said_and_not_taken_for_a_broken_connection(shell: Shell, tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(200_000_000)
-    assert "100 MB" in await shell.roost("run", "-f", str(tmp_path / "huge"), "true", status=1)
+    assert "100 MB" in await shell.roost("run", "-f", str(tmp_path / "huge"), "true", status=125)

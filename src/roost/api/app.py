@@ -69,6 +69,7 @@ ROUTES = [
     mags.logs,  #           GET    /mags-jobs/{id}/logs
     mags.stop,  #           POST   /mags-jobs/{id}/stop
     mags.execute,  #        POST   /mags-jobs/{id}/exec
+    mags.execute_followed,  # POST /mags-jobs/{id}/exec/follow
     mags.sync,  #           POST   /mags-jobs/{id}/sync
     execs.start,  #         POST   /mags-jobs/{id}/execs
     execs.list_execs,  #    GET    /mags-jobs/{id}/execs

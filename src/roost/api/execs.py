@@ -5,7 +5,6 @@ a connection goes on where it was and nothing is lost or done twice.
 """
 
 import asyncio
-import base64
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -30,7 +29,6 @@ from roost.api.exec_forms import (
 )
 from roost.api.mags import Caller, Id
 from roost.api.plane import ControlPlane, Plane
-from roost.clock import rfc3339
 from roost.errors import TooLarge
 from roost.jobs import execs as processes
 from roost.jobs import job as jobs
@@ -122,7 +120,7 @@ async def read_output(
     if events:
         stream = output.kept_alive(events)
         return Stream(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    return Stream(await output.begun(_json(records)), media_type="application/json")
+    return Stream(await output.begun(output.json_chunks(records)), media_type="application/json")
 
 
 @post(
@@ -199,21 +197,9 @@ async def _events(
     plane: ControlPlane, job: Job, state: ProcessState, records: AsyncIterator[LogRecord]
 ) -> AsyncGenerator[bytes]:
     async for record in records:
-        yield output.event(_encode(_chunk(record)), record.seq)
+        yield output.event(_encode(output.chunk(record)), record.seq)
     ended = await execs_of(plane).end(job, state)
     yield b"event: end\ndata: %b\n\n" % _encode(state_of(ended))
-
-
-async def _json(records: AsyncIterator[LogRecord]) -> AsyncGenerator[bytes]:
-    separator = b'{"records":['
-    async for record in records:
-        yield separator + _encode(_chunk(record))
-        separator = b","
-    yield b"]}" if separator == b"," else b'{"records":[]}'
-
-
-def _chunk(record: LogRecord) -> output.Chunk:
-    return output.Chunk(rfc3339(record.time_ns), record.source, record.seq, base64.b64encode(record.data).decode())
 
 
 async def _change(request: Caller, plane: ControlPlane, id: str, exec_id: str, change: ChangeProcess) -> ExecState:

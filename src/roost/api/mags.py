@@ -12,7 +12,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from roost.accounts.tokens import Account
-from roost.api import output
+from roost.api import one_shot, output
 from roost.api.bodies import JsonBody
 from roost.api.plane import ControlPlane, Plane
 from roost.api.script_source import fetched
@@ -21,7 +21,6 @@ from roost.clock import now_ns, rfc3339
 from roost.errors import Invalid
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Order
-from roost.jobs.run import Run
 from roost.node.protocol import Exec, ExecResult
 from roost.workspaces import revisions, uploads
 
@@ -35,6 +34,7 @@ MAX_EXEC_TIMEOUT = 3600.0
 MAX_COMMAND = 128 * 1024 - 1  # bytes: what the kernel takes as one argument
 MAX_PAGE = 1_000_000
 
+Listed = Literal["pending", "running", "sleeping", "completed", "error", "unfinished"]
 Caller = Request[Account, str, State]
 Id = Annotated[str, Parameter(description="Request id, name or workspace of a job")]
 
@@ -149,8 +149,16 @@ async def list_jobs(
     plane: Plane,
     page: Annotated[int, Parameter(ge=1, le=MAX_PAGE)] = 1,
     page_size: Annotated[int, Parameter(ge=1, le=100)] = 20,
+    status: Annotated[Listed | None, Parameter(description="Only those; unfinished: that have not ended")] = None,
 ) -> JobPage:
-    found = await jobs.newest(plane.database, request.user.id, page, page_size)
+    if status is None:
+        found = await jobs.newest(plane.database, request.user.id, page, page_size)
+    elif status in ("completed", "error"):
+        found = await jobs.with_result(plane.database, request.user.id, status, page, page_size)
+    else:
+        now = [plane.live.as_now(job) for job in await jobs.unended(plane.database, request.user.id)]
+        alike = [job for job in now if status == "unfinished" or job.status == status]
+        found = jobs.Page(alike[(page - 1) * page_size : page * page_size], len(alike))
     return JobPage([status_of(plane, plane.live.as_now(job)) for job in found.jobs], found.total, page, page_size)
 
 
@@ -198,7 +206,8 @@ async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
     opt={"answers": ("text/event-stream", "application/octet-stream")},
     description=(
         "`{logs: [{timestamp, level, message, source}]}`, an entry for each line. `follow=true`: the same entries as "
-        "server-sent events until `event: end` with the status; with `raw=true` undivided chunks in base64. "
+        "server-sent events until `event: end` with the status. `raw=true`: `{records: [{timestamp, source, seq, "
+        "data}]}`, undivided and in base64; with `follow=true` the same as events. "
         "`format=raw`: the exact bytes of one source."
     ),
 )
@@ -221,7 +230,8 @@ async def logs(
         stream = output.kept_alive(events(plane, job, output.last_seen(last_event_id)))
         return Stream(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     if raw:
-        raise Invalid("raw=true is for follow=true; format=raw&source=stdout gives the bytes that are there")
+        records = output.json_chunks(output.records(plane, job, 0, follow=False))
+        return Stream(await output.begun(records), media_type="application/json")
     lines = output.json_lines(output.records(plane, job, 0, follow=False))
     return Stream(await output.begun(lines), media_type="application/json")
 
@@ -256,13 +266,31 @@ async def sync(request: Caller, plane: Plane, id: Id) -> Stopped:
     dto=JsonBody,
     return_dto=None,
     summary="Run a command in a job's sandbox; one that sleeps is woken",
+    description="It lives as long as the caller waits: who closes the connection ends it. At most 4 MB of output.",
 )
 async def execute(request: Caller, plane: Plane, id: Id, data: Command) -> CommandResult:
     call = exec_of(data)
     job = await jobs.find(plane.database, request.user.id, id)
-    run = await plane.live.awake(job, EXEC_WAKE_WITHIN)
-    with run.use():
-        return _command_result(await executed(plane, run, call))
+    return _command_result(await one_shot.while_connected(request, executed(plane, job, call)))
+
+
+@post(
+    "/mags-jobs/{id:str}/exec/follow",
+    status_code=200,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Run a command in a job's sandbox, and follow its output",
+    opt={"answers": ("text/event-stream",)},
+    description=(
+        "Server-sent events of `{source, data}`, data in base64, as it writes them and without a limit, then `event: "
+        "end` with `{exit_code, timed_out, duration_ms, note}`. Who closes the connection ends the command."
+    ),
+)
+async def execute_followed(request: Caller, plane: Plane, id: Id, data: Command) -> Stream:
+    call = exec_of(data)
+    job = await jobs.find(plane.database, request.user.id, id)
+    events = await one_shot.while_connected(request, one_shot.events_of(plane, job, call))
+    return Stream(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
 def exec_of(command: Command) -> Exec:
@@ -279,8 +307,11 @@ def exec_of(command: Command) -> Exec:
     return Exec(command=command.command, timeout_seconds=timeout, output_limit=EXEC_OUTPUT)
 
 
-async def executed(plane: ControlPlane, run: Run, call: Exec) -> ExecResult:
-    with plane.live.tracer.span("exec", {"request_id": run.job.request_id, "vm_id": run.job.vm_id}, "client") as span:
+async def executed(plane: ControlPlane, job: Job, call: Exec) -> ExecResult:
+    """Wakes the job. Cancel it to end the command."""
+    run = await plane.live.awake(job, EXEC_WAKE_WITHIN)
+    tracer, about = plane.live.tracer, {"request_id": run.job.request_id, "vm_id": run.job.vm_id}
+    with run.use(), tracer.span("exec", about, "client") as span:
         result = await plane.node.exec(run.job.vm_id, call)
         span.set({"exit_code": result.exit_code, "timed_out": result.timed_out})
         return result

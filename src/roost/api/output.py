@@ -105,6 +105,20 @@ async def json_lines(log: AsyncIterator[LogRecord]) -> AsyncGenerator[bytes]:
     yield b"]}" if separator == b"," else b'{"logs":[]}'
 
 
+async def json_chunks(log: AsyncIterator[LogRecord]) -> AsyncGenerator[bytes]:
+    """`{"records":[...]}`, however long, undivided and in base64."""
+    separator = b'{"records":['
+    async for record in log:
+        yield separator + _encode(chunk(record))
+        separator = b","
+    yield b"]}" if separator == b"," else b'{"records":[]}'
+
+
+def chunk(record: LogRecord) -> Chunk:
+    data = base64.b64encode(record.data).decode()
+    return Chunk(rfc3339(record.time_ns), record.source, record.seq, data)
+
+
 async def exact_bytes(log: AsyncIterator[LogRecord], source: str) -> AsyncGenerator[bytes]:
     async for record in log:
         if record.source == source and record.data:
@@ -130,8 +144,7 @@ def _line_events(lines: Iterable[Line], last_id: int) -> bytes:
 async def chunk_events(plane: ControlPlane, job: Job, last_id: int) -> AsyncGenerator[bytes]:
     """One event for each record; ids are the records' own numbers."""
     async for record in records(plane, job, last_id, follow=True):
-        data = base64.b64encode(record.data).decode()
-        yield event(_encode(Chunk(rfc3339(record.time_ns), record.source, record.seq, data)), record.seq)
+        yield event(_encode(chunk(record)), record.seq)
     if end := await _end(plane, job):
         yield end
 

@@ -21,7 +21,8 @@ from roost.api import cron, job_runs, output
 from roost.api.access import port_of
 from roost.api.bodies import JsonBody
 from roost.api.job_runs import JobRun, RunStatus, VmInfo
-from roost.api.mags import EXEC_WAKE_WITHIN, STOP_WITHIN, Command, Stopped, exec_of, executed, require_files
+from roost.api.mags import STOP_WITHIN, Command, Stopped, exec_of, executed, require_files
+from roost.api.one_shot import while_connected
 from roost.api.plane import ControlPlane, Plane
 from roost.api.script_source import fetched
 from roost.api.submission import MAX_TIMEOUT, Submission, order_of
@@ -277,9 +278,7 @@ async def vm_info(request: Caller, plane: Plane, id: JobId) -> VmInfo:
 async def run_command(request: Caller, plane: Plane, id: JobId, data: SshCommand) -> SshResult:
     call = exec_of(Command(data.command, data.timeout_seconds))
     job = await jobs.find(plane.database, request.user.id, id)
-    run = await plane.live.awake(job, EXEC_WAKE_WITHIN)
-    with run.use():
-        result = await executed(plane, run, call)
+    result = await while_connected(request, executed(plane, job, call))
     if result.exit_code is None:
         raise Refused(f"the command's exit status was lost: {result.reason or 'the sandbox ended'}")
     return SshResult(

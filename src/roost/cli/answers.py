@@ -2,17 +2,30 @@
 
 Every command that asks the API takes `--json` (`as_json`, the argument `raw`). Standard output then holds JSON alone,
 in the API's own shapes: one document, or a line for each step where a command follows something. A command that fails
-prints `{"error": text}` there, and its status is what it would be without: 1 for conditions, 2 for bad usage.
+prints `{"error": text}` there, and its status is what it would be without: 1 for conditions, 2 for bad usage; or 125
+for both, where a command ends with the status of something else (`Carrying`).
 """
 
 import json
+import os
+import sys
+import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
 from roost.cli.connection import Json
+from roost.cli.wording import own_words
 
 JSON = "roost.json"  # in a context's meta: whether `--json` was given
+CARRIES = "roost.carries"  # … whether the command ends with somebody else's status
+SHORT = 8  # characters
+COLOURS = {
+    "running": "green", "completed": "green", "ok": "green", "sleeping": "cyan", "stopped": "cyan", "pending": "yellow",
+    "creating": "yellow", "starting": "yellow", "error": "red", "failed": "red", "missing": "red",
+}  # fmt: skip
+OUR_FAILURE = 125  # as docker's: of such a command, what went wrong before or beside that status
 
 
 def _remember(ctx: click.Context, _: click.Parameter, wanted: bool) -> bool:
@@ -25,12 +38,25 @@ as_json = click.option(
 )
 
 
+class Carrying(click.Command):
+    """A command that ends with the status of what it ran; its own failures are told from that by OUR_FAILURE."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if parent is not None:
+            parent.meta[CARRIES] = True
+        return super().make_context(info_name, args, parent, **extra)
+
+
 class Failure(click.ClickException):
     """A condition's text on standard error, or as JSON on standard output; status 1."""
 
-    def __init__(self, text: str, as_json: bool) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, as_json: bool, carries: bool = False) -> None:
+        super().__init__(own_words(text))
         self._as_json = as_json
+        if carries:
+            self.exit_code = OUR_FAILURE  # pyright: ignore[reportAttributeAccessIssue]
 
     def show(self, file: object = None) -> None:
         if self._as_json:
@@ -63,10 +89,43 @@ def word(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def coloured() -> bool:
+    """https://no-color.org: any value but none says no."""
+    return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def short(id: str) -> str:
+    """On a terminal as much of an id as people type; every command takes that."""
+    return word(id)[:SHORT] if on_terminal() else word(id)
+
+
+def width(text: str) -> int:
+    """Columns that it takes on a terminal."""
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def print_table(titles: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
+    widths = [max(width(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
+    paints = coloured()
     for row in [titles, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [cell + " " * (most - width(cell)) for cell, most in zip(row, widths, strict=True)]
+        line = "  ".join(_painted(cell) if paints else cell for cell in cells).rstrip()
+        click.echo(click.style(line, bold=True) if paints and row is titles else line)
+
+
+def _painted(cell: str) -> str:
+    colour = COLOURS.get(cell.rstrip())
+    return click.style(cell, fg=colour) if colour else cell
 
 
 def print_fields(answer: Json, names: Iterable[str] | None = None) -> None:

@@ -20,11 +20,12 @@ import tty
 from collections.abc import Generator
 from typing import Any
 
-import click
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from roost.cli.answers import OUR_FAILURE
 from roost.cli.connection import RETRIED, Api, Json
+from roost.cli.wording import note, program
 from roost.errors import RoostError
 
 HEAD = struct.Struct(">BQ")
@@ -74,9 +75,12 @@ def attach(api: Api, path: str, terminal: bool) -> int:
             api.call("DELETE", path)
     code = end.get("exit_code")
     if not isinstance(code, int):
-        click.echo(f"roost: {end.get('reason') or 'the exit status was lost'}", err=True)
-        return 1
-    return code if 0 <= code <= 255 else 1
+        note(end.get("reason") or "the exit status was lost")
+        return OUR_FAILURE
+    if dropped := end.get("dropped_bytes"):
+        note(f"{dropped} bytes of its output were dropped; without -i and -t there is no limit")
+        return OUR_FAILURE
+    return code if 0 <= code <= 255 else OUR_FAILURE
 
 
 @contextlib.contextmanager
@@ -136,7 +140,7 @@ class Attachment:
                     raise RoostError(f"lost sight of the command: {error}") from error
                 if now - seen > QUIET and not said:
                     said = True
-                    sys.stderr.write(f"roost: {error}; trying again\r\n")
+                    sys.stderr.write(f"{program()}: {error}; trying again\r\n")
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
 

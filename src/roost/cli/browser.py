@@ -16,8 +16,9 @@ from roost.chromium import MEMORY_MB, PORT, SCRIPT
 from roost.cli.answers import as_json, print_json
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB
-from roost.cli.paths import JOBS, path_of
-from roost.cli.starting import FINAL, started
+from roost.cli.paths import path_of
+from roost.cli.starting import FINAL, started, submitted, waited_for
+from roost.cli.wording import note
 from roost.errors import Invalid, NotFound, RoostError, Unauthenticated
 
 WITHIN = 120.0  # seconds; clients give a browser as long
@@ -43,19 +44,25 @@ def browser(api: Api, name: str | None, image: str, memory: int, access: str | N
     playwright: chromium.connect_over_cdp(HTTP)
     puppeteer:  connect({browserWSEndpoint: WS})
     """
-    job = _there(api, name) or str(_submitted(api, name, image, memory)["request_id"])
-    started(api, job)
-    asked = {"port": PORT} | ({"access": access} if access else {})
-    opened = api.call("POST", f"{path_of(job)}/access", asked, timeout=WAKE_WITHIN)
-    version = _version(api, job, opened)
+    with waited_for(api) as made:
+        job = _there(api, name) or str(_submitted(api, name, image, memory, made)["request_id"])
+        started(api, job)
+        opened, version = _opened(api, job, access)
     answer = endpoints(job, opened, version)
     if raw:
         return print_json(answer)
     click.echo(f"http  {answer['cdp_http_url']}\nws    {answer['ws_endpoint']}")
     if token := opened.get("access_token"):
-        click.echo(f"roost: programs send the header X-Roost-Token: {token} (shown this once)", err=True)
-    click.echo(f"roost: {version['Browser']} in job {job}; `roost stop {name or job}` ends it", err=True)
+        note(f"programs send the header X-Roost-Token: {token} (shown this once)")
+    note(f"{version['Browser']} in job {job}; `roost stop {name or job}` ends it")
     return None
+
+
+def _opened(api: Api, job: str, access: str | None) -> tuple[Json, Json]:
+    """Its URL, and what its browser says of itself."""
+    asked = {"port": PORT} | ({"access": access} if access else {})
+    opened = api.call("POST", f"{path_of(job)}/access", asked, timeout=WAKE_WITHIN)
+    return opened, _version(api, job, opened)
 
 
 def endpoints(job: str, opened: Json, version: Json) -> dict[str, str]:
@@ -81,12 +88,12 @@ def _there(api: Api, name: str | None) -> str | None:
     return None
 
 
-def _submitted(api: Api, name: str | None, image: str, memory: int) -> Json:
+def _submitted(api: Api, name: str | None, image: str, memory: int, made: list[str]) -> Json:
     body = {"script": SCRIPT, "type": "inline", "persistent": True, "rootfs_type": image, "memory_mb": memory}
     # it wakes from cold by the same script, whose profile is then on its disk
     body |= {"startup_command": SCRIPT} | ({"name": name, "workspace_id": name} if name else {})
     try:
-        return api.call("POST", JOBS, body)
+        return submitted(api, body, made)
     except (NotFound, Invalid) as error:
         if image not in str(error):
             raise

@@ -8,6 +8,7 @@ from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.jobs import read_script, submission
 from roost.cli.names import WORKSPACE
+from roost.cli.wording import note
 
 CRONS = "/api/v1/mags-cron"
 
@@ -41,7 +42,7 @@ def add(api: Api, script: str, pairs: tuple[str, ...], disabled: bool, raw: bool
     if raw:
         return print_json(answer)
     click.echo(answer["id"])
-    click.echo(f"roost: {_next(answer)}; `roost cron runs {answer['id']}` shows what became of it", err=True)
+    note(f"{_next(answer)}; `roost cron runs {answer['id']}` shows what became of it")
     return None
 
 

@@ -1,21 +1,32 @@
 """`roost exec`: a command in a job's sandbox; with -i or -t attached to this terminal, see `attach.py`."""
 
+import base64
+import http.client
+import json
 import shlex
 import sys
 import urllib.parse
+from typing import NoReturn
 
 import click
 
-from roost.cli.answers import as_json, print_json
-from roost.cli.connection import Api, api_options
+from roost.cli.answers import OUR_FAILURE, Carrying, as_json, print_json
+from roost.cli.connection import Api, Interrupted, Json, api_options
+from roost.cli.follow import parse
+from roost.cli.jobs import show_bytes
 from roost.cli.names import JOB
 from roost.cli.paths import path_of
-from roost.errors import Invalid
+from roost.cli.wording import note
+from roost.errors import Invalid, RoostError
 
-WAKE_WITHIN = 100.0  # seconds; the server gives itself 90
+WAKE_WITHIN = 100.0  # seconds; the server gives itself 90, and says something more often while a command runs
+TIMEOUT = 30  # seconds; documented
+LOST_SIGHT = "the connection broke, which ended the command; its exit status is not known"
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    "exec", cls=Carrying, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @click.option("-i", "--interactive", is_flag=True, help="Send it this command's standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal; with -i.")
 @click.option("--timeout", type=click.IntRange(min=1), metavar="S", help="Seconds it may run (30; with -i, any).")
@@ -28,12 +39,14 @@ def exec_command(
 ) -> None:
     """Run COMMAND in a job's sandbox and end with its exit status; wake it if it sleeps. Options come before JOB.
 
-    A `--` may stand before COMMAND. One word is shell text; several are a program and its arguments. With -i or -t a
-    lost connection is made again and the command goes on where it was.
+    A `--` may stand before COMMAND. One word is shell text; several are a program and its arguments. Output is passed
+    on byte for byte. Who goes away ends the command, unless `setsid` has detached it. With -i or -t a lost connection
+    is made again and the command goes on where it was. Status 125 is ours: the command was not run, or lost.
     """
     command = without_dashes(command)
     if not (interactive or tty):
-        _run(api, job, command, timeout or 30, raw)
+        once = _answered if raw else _followed
+        once(api, job, command, timeout or TIMEOUT)
     if raw or timeout:
         raise Invalid("--json and --timeout are for commands without -i and -t")
     from roost.cli import attach  # its WebSocket takes a fifth of a second to import
@@ -57,16 +70,39 @@ def without_dashes(command: tuple[str, ...]) -> tuple[str, ...]:
     return rest
 
 
-def _run(api: Api, job: str, command: tuple[str, ...], timeout: int, raw: bool) -> None:
-    text = command[0] if len(command) == 1 else shlex.join(command)
-    body = {"command": text, "timeout": timeout}
+def _followed(api: Api, job: str, command: tuple[str, ...], timeout: int) -> NoReturn:
+    """Byte for byte as it comes. Who goes away takes the connection along, which ends the command."""
+    body = json.dumps({"command": _text(command), "timeout": timeout}).encode()
+    try:
+        with api.stream("POST", f"{path_of(job)}/exec/follow", body, timeout=WAKE_WITHIN) as answer:
+            for message in parse(answer):
+                if message.name == "end":
+                    sys.exit(_status(json.loads(message.data), timeout))
+                if message.name == "message":
+                    piece = json.loads(message.data)
+                    show_bytes(piece["source"], base64.b64decode(piece["data"]))
+    except Interrupted as error:
+        raise RoostError(str(error)) from error
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise RoostError(f"{LOST_SIGHT} ({error})") from error
+    raise RoostError(LOST_SIGHT)
+
+
+def _answered(api: Api, job: str, command: tuple[str, ...], timeout: int) -> NoReturn:
+    body = {"command": _text(command), "timeout": timeout}
     answer = api.call("POST", f"{path_of(job)}/exec", body, timeout=timeout + WAKE_WITHIN)
-    if raw:
-        print_json(answer)
-    else:
-        click.echo(answer["stdout"], nl=False)
-        click.echo(answer["stderr"], nl=False, err=True)
-        if answer.get("note"):
-            click.echo(f"roost: {answer['note']}", err=True)
-    code = answer.get("exit_code")
-    sys.exit(code if isinstance(code, int) and 0 <= code <= 255 else 1)
+    print_json(answer)
+    sys.exit(_status(answer, timeout))
+
+
+def _text(command: tuple[str, ...]) -> str:
+    return command[0] if len(command) == 1 else shlex.join(command)
+
+
+def _status(end: Json, timeout: int) -> int:
+    if end.get("timed_out"):
+        note(f"the command ran into its limit of {timeout} s and was ended; --timeout S gives it more")
+    elif end.get("note"):
+        note(end["note"])
+    code = end.get("exit_code")
+    return code if isinstance(code, int) and 0 <= code <= 255 else OUR_FAILURE

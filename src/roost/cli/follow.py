@@ -37,9 +37,8 @@ class Message:
     data: str
 
 
-def follow(api: Api, path: str, show: Callable[[str, bytes], None]) -> Ending:
-    """Give every record to `show(source, data)`, and return when the job has ended."""
-    last = 0
+def follow(api: Api, path: str, show: Callable[[str, bytes], None], last: int = 0) -> Ending:
+    """Give every record behind `last` to `show(source, data)`, and return when the job has ended."""
     deadline = time.monotonic() + PATIENCE
     pause = 0.05
     while True:
@@ -56,7 +55,7 @@ def follow(api: Api, path: str, show: Callable[[str, bytes], None]) -> Ending:
                     show(_source(record), base64.b64decode(record["data"]))
         except (Interrupted, TimeoutError, ConnectionError, http.client.HTTPException) as error:
             if time.monotonic() > deadline:
-                raise RoostError(f"lost sight of the job: {error}") from error
+                raise RoostError(f"lost sight of the job, which may go on: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
             text = f"{api.url} sent an event that is not understood ({error!r}); is it a Roost of this version?"
             raise RoostError(text) from error

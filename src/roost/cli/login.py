@@ -11,6 +11,7 @@ import click
 from roost import instance, logins
 from roost.cli.answers import as_json, print_json, word
 from roost.cli.connection import Api, Json, api_options
+from roost.cli.wording import note
 from roost.credentials import TOKEN_VARIABLES, URL_VARIABLES
 from roost.errors import Invalid, RoostError, Unauthenticated
 from roost.instance import Credentials
@@ -44,7 +45,7 @@ def login(url: str | None, token: str | None, scope: str | None, no_browser: boo
     place = logins.save(Login(url, token, who["account"]))
     print_json(who) if raw else click.echo(f"Logged in at {url} as {_described(who)}; kept in {place}")
     if any(os.environ.get(name) for name in TOKEN_VARIABLES):
-        click.echo(f"roost: {' or '.join(TOKEN_VARIABLES)} is set and comes before this login", err=True)
+        note(f"{' or '.join(TOKEN_VARIABLES)} is set and comes before this login")
 
 
 @click.command()

@@ -1,16 +1,19 @@
 """The program `roost`, also installed as `mags`: which commands there are and where each is found.
 
 A command's module is imported when it is called, so that every one starts fast; the line of help stands here for
-that reason. Conditions (`roost.errors`) end a command with their text and status 1, see `answers.py`.
+that reason. Conditions (`roost.errors`) end a command with their text and status 1 or 125, see `answers.py`; whoever
+is told to go ends with 128 and the signal's number, see `leaving.py`.
 """
 
 import importlib
+import signal
+from contextlib import nullcontext
 from typing import cast
 
 import click
 
 from roost import __version__
-from roost.cli.screen import ALL, show_all
+from roost.cli.screen import show_all
 from roost.errors import RoostError
 
 # command -> (module, attribute, line of help); no line: not for people
@@ -23,6 +26,7 @@ COMMANDS = {
     "whoami": ("login", "whoami", "Show who you are and what you may do."),
     "run": ("run", "run", "Run a script in a new sandbox and show its output."),
     "list": ("jobs", "list_jobs", "List jobs, the newest first."),
+    "ps": ("jobs", "ps", "List jobs that have not ended."),
     "status": ("jobs", "status", "Show one job."),
     "logs": ("jobs", "logs", "Show a job's output."),
     "stop": ("jobs", "stop", "Stop a job and its sandbox."),
@@ -37,7 +41,7 @@ COMMANDS = {
     "wake": ("sleep", "wake", "Wake a job that sleeps."),
     "keepalive": ("sleep", "keepalive", "Keep a job awake for background work."),
     "sync": ("workspaces", "sync", "Save a running job's workspace now."),
-    "url": ("urls", "url", "Open a URL for a port of a job's sandbox; names of your own for it."),
+    "url": ("urls", "url", "Open a URL for a port of a sandbox, also by your own name."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),
     "cron": ("cron", "cron", "Run scripts on a schedule."),
     "audit": ("audit", "audit", "Show who did what in your account."),
@@ -59,23 +63,48 @@ COMMANDS = {
     "node": ("machine", "node", None),
     "node-image": ("machine", "node_image", None),
 }
+WIDEST = 12  # columns of a command's name
 # How the help groups them. What is in none of these stands under "More".
 GROUPS = {
-    "Scripts": ("run", "logs", "list", "status", "stop", "cron", "template", "schedule", "webhook"),
+    "Scripts": ("run", "logs", "list", "ps", "status", "stop", "cron", "template", "schedule", "webhook"),
     "Sandboxes": ("new", "exec", "ssh", "ssh-key", "url", "browser", "resize", "set", "sleep", "wake", "keepalive"),
-    "Files": ("workspace", "sync", "image"),
+    "Files": ("cp", "workspace", "sync", "image"),
     "Machines": ("vm",),
     "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
     "Roost": ("up", "service", "doctor", "pool", "mcp", "skill", "completion"),
 }
+# commands that run a place of their own, and end it as they know how to
+PLACES = ("up", "serve", "node", "node-image", "mcp")
 SERVER = """\
 Commands that ask a server take --api-url URL and --token TOKEN, or --state DIR for an instance on this machine; without
 them MAGS_API_URL and MAGS_API_TOKEN count, then what `roost login` kept, then the local instance. With --json they
 print JSON."""
 
 
+class OwnName(click.HelpFormatter):
+    """Names commands by the name that the program was called by."""
+
+    def getvalue(self) -> str:
+        from roost.cli.wording import in_own_name
+
+        return in_own_name(super().getvalue())
+
+
+class OwnContext(click.Context):
+    formatter_class = OwnName
+
+
+def _named(command: click.Command) -> click.Command:
+    command.context_class = OwnContext
+    for inner in getattr(command, "commands", {}).values():
+        _named(inner)
+    return command
+
+
 class Program(click.Group):
     """A group whose commands are imported on demand."""
+
+    context_class = OwnContext
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -84,7 +113,7 @@ class Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        return cast(click.Command, getattr(importlib.import_module(f"roost.cli.{module}"), attribute))
+        return _named(cast(click.Command, getattr(importlib.import_module(f"roost.cli.{module}"), attribute)))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -95,30 +124,51 @@ class Program(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if ctx.meta.get(ALL):
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items() if line])
-            return
-        with formatter.section("Commands, explained by --help-all and by COMMAND --help"):
-            formatter.write_dl([(group, ", ".join(names)) for group, names in grouped().items()])
+        for group, names in grouped().items():
+            with formatter.section(group):
+                formatter.write_dl([(name, COMMANDS[name][2] or "") for name in names], col_max=WIDEST)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["roost.words"] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        from roost.cli.answers import JSON, BadUsage, Failure
+        from roost.cli.leaving import Left, mute, told
+
+        try:
+            with nullcontext() if _first(ctx.meta["roost.words"]) in PLACES else told():
+                return self._invoked(ctx)
+        except KeyboardInterrupt as gone:
+            number = gone.number if isinstance(gone, Left) else signal.SIGINT
+        except BrokenPipeError:
+            number = signal.SIGPIPE
+        mute()
+        return ctx.exit(128 + number)
+
+    def _invoked(self, ctx: click.Context) -> object:
+        from roost.cli.answers import CARRIES, JSON, OUR_FAILURE, BadUsage, Failure
 
         try:
             return super().invoke(ctx)
         except RoostError as error:
-            raise Failure(str(error), ctx.meta.get(JSON, False)) from error
+            raise Failure(str(error), ctx.meta.get(JSON, False), ctx.meta.get(CARRIES, False)) from error
         except click.ClickException as error:
+            carries = ctx.meta.get(CARRIES, False)
             # bad usage may be noticed before --json is read
             if ctx.meta.get(JSON, "--json" in ctx.meta["roost.words"]):
                 kind = BadUsage if isinstance(error, click.UsageError) else Failure
-                raise kind(error.format_message(), True) from error
+                raise kind(error.format_message(), True, carries) from error
+            if carries:
+                error.exit_code = OUR_FAILURE  # pyright: ignore[reportAttributeAccessIssue]
             raise
+        except click.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # at a question
+                raise error.__context__ from None
+            raise
+
+
+def _first(words: list[str]) -> str | None:
+    return next((word for word in words if not word.startswith("-")), None)
 
 
 def grouped() -> dict[str, list[str]]:

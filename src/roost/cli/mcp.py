@@ -8,6 +8,7 @@ import click
 
 from roost.cli.connection import Api, find_credentials
 from roost.cli.screen import ServerOption
+from roost.cli.wording import note
 from roost.errors import Invalid
 
 ANYWHERE = ("0.0.0.0", "::")
@@ -58,6 +59,6 @@ def _http(listen: str, names: tuple[str, ...], url: str | None, state: Path | No
         raise Invalid(f"--http {listen}: say by which name it will be asked, with --allow-host NAME")
     listener = bound(host, port, "--http")
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"roost: MCP at http://{shown}:{listener.getsockname()[1]}{PATH}, for {found.url}", err=True)
+    note(f"MCP at http://{shown}:{listener.getsockname()[1]}{PATH}, for {found.url}")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve_http(found.url, listener, (shown, *names)))

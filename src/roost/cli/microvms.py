@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 
-from roost.cli.answers import as_json, print_fields, print_json, print_table, word
+from roost.cli.answers import Carrying, as_json, print_fields, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.ssh import execute, ssh_words, write_access
+from roost.cli.wording import note
 from roost.errors import Conflict, Invalid, SetupMissing
 
 MICROVMS = "/api/v1/microvms"
@@ -61,9 +62,9 @@ def create(
     if raw:
         return print_json(made)
     click.echo(made["id"])
-    click.echo(f"roost: enter it by `roost vm ssh {made['name']}`", err=True)
+    note(f"enter it by `roost vm ssh {made['name']}`")
     if made["key_generated"]:
-        click.echo(f"roost: `roost vm key {made['name']}` saves its key, once, for other clients", err=True)
+        note(f"`roost vm key {made['name']}` saves its key, once, for other clients")
     return None
 
 
@@ -107,7 +108,7 @@ def show(api: Api, name: str, raw: bool) -> None:
     print_json(answer) if raw else print_fields(answer)
 
 
-@vm.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@vm.command(cls=Carrying, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-t", "terminal", is_flag=True, help="A terminal for COMMAND too.")

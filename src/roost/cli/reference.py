@@ -25,18 +25,25 @@ kept token is sent to its own URL alone.
 step of `logs --follow` and of `image pull`, `build` and `import`. `run --json` waits and prints the job's status with
 its `logs`. A command that fails prints `{"error": "..."}`.
 
-**Exit status.** `run` and `exec` end with the script's or command's own status; 1 if that was lost. Otherwise 0, 1
-for what cannot be done (the text says what to do about it), 2 for a command line that is not understood, 130 after
-Ctrl-C.
+**Exit status.** `run`, `exec`, `ssh` and `vm ssh` end with the script's or command's own status, and with 125 where
+something of Roost's own failed: the server is not reached, there is no such job, the command line is not understood,
+the status was lost. (What ssh itself cannot do is its own 255.) Other commands end with 0, with 1 for what cannot be
+done, 2 for a command line that is not understood. The text says what to do about it. Whoever is told to go ends with
+128 and the signal's number: 130 after Ctrl-C, 143 after TERM, 129 when the terminal has gone, 141 when nobody reads.
 
-**Ctrl-C** stops the job of `run`, and a second one leaves without waiting for that; with `--on-interrupt detach` the
-job goes on. `run --detach` does not wait at all.
+**Who goes away** stops what he waited for: `run` its job, `exec` its command, `new` and `run --url` a sandbox that does
+not run yet. That holds for Ctrl-C (a second one leaves without waiting for it), `timeout`, a closed terminal and
+`| head`. With `run --on-interrupt detach` the job goes on; `run --detach` does not wait at all.
+
+**Bytes** pass `run`, `exec` and `logs` unchanged, each on the stream it was written to.
 
 **Names.** A job is named by its id, its name or its workspace. `run -w NAME` and `run -n NAME` set both name and
-workspace. `run -e` keeps nothing, while `-e KEY=VALUE` is a variable and `-e MINUTES` says when a job with `-p` falls
-asleep.
+workspace. `run -e` keeps nothing, while `-e KEY=VALUE` is a variable (`--env KEY` has the caller's value) and `-e
+MINUTES` says when a job with `-p` falls asleep. Of an id its beginning is enough: 4 characters or more, one of them a
+digit, that no other id begins with.
 
-**On a terminal** uploads and images show a progress bar. `roost completion SHELL` makes bash, zsh or fish complete
+**On a terminal** uploads and images show a progress bar, lists are coloured (not with `NO_COLOR`) and say how long ago
+something was; elsewhere they have whole ids and instants. `roost completion SHELL` makes bash, zsh or fish complete
 commands, options, jobs and workspaces of both programs.
 """
 

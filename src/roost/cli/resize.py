@@ -13,6 +13,7 @@ from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB
 from roost.cli.paths import JOBS, path_of
 from roost.cli.starting import FINAL, started
+from roost.cli.wording import note
 from roost.errors import Conflict, Invalid, RoostError
 
 SAVE_WITHIN = 600.0  # seconds that saving a large workspace may take
@@ -39,13 +40,13 @@ def resize(api: Api, name: str, disk: int, raw: bool) -> None:
     refuse_useless(job, disk)
     if job["status"] not in FINAL:
         if not raw:
-            click.echo(f"roost: saving and stopping {job['name']}", err=True)
+            note(f"saving and stopping {job['name']}")
         _stop(api, str(job["request_id"]))
     shown = started(api, _submitted(api, job, disk))
     if raw:
         return print_json(shown)
     click.echo(shown["request_id"])
-    click.echo(f"roost: {name} has {disk} GB now", err=True)
+    note(f"{name} has {disk} GB now")
     return None
 
 

@@ -1,6 +1,7 @@
 """`roost run`: submit a script, show its output byte for byte as it comes, and end with its exit status.
 
-A status that was lost is never shown as success. Ctrl-C stops the job, or leaves it, as `--on-interrupt` says.
+A status that was lost is never shown as success. Who goes away (Ctrl-C, TERM, the end of the terminal or of the reader)
+stops the job, or leaves it, as `--on-interrupt` says.
 """
 
 import re
@@ -9,18 +10,18 @@ from pathlib import Path
 
 import click
 
-from roost.cli.answers import as_json, print_json
+from roost.cli.answers import Carrying, as_json, print_json
 from roost.cli.connection import Api, Json, server_options
 from roost.cli.follow import follow
 from roost.cli.jobs import discard, exit_status, read_script, show_bytes, submission
 from roost.cli.names import WORKSPACE
-from roost.cli.paths import JOBS, path_of
+from roost.cli.paths import path_of
 from roost.cli.screen import Screen
-from roost.cli.starting import started
+from roost.cli.starting import started, submitted, waited_for
+from roost.cli.wording import note
 from roost.cli.workspaces import upload
-from roost.errors import Invalid, RoostError
+from roost.errors import Invalid
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 PORT = 8080  # documented, where none is said
 WAKE_WITHIN = 60.0  # seconds
 # The options that the help explains; the others it names
@@ -28,7 +29,7 @@ USUAL = ("-w", "-n", "-e", "-t", "-f", "--base", "-p", "--url", "--port", "-d")
 _VALUES = (("--env", re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")), ("--idle-minutes", re.compile(r"[0-9.]+\Z")))
 
 
-class Run(Screen):
+class Run(Carrying, Screen):
     """Gives `-e` its three meanings: nothing is kept; `-e KEY=VALUE`, a variable; `-e MINUTES`, until it sleeps."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -76,7 +77,7 @@ def spelled_out(args: list[str]) -> list[str]:
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and do not wait.")
 @click.option(
     "--on-interrupt", type=click.Choice(["stop", "detach"]), default="stop", show_default=True,
-    help="What Ctrl-C does with the job.",
+    help="What going away does with the job.",
 )  # fmt: skip
 @click.option("--image", metavar="I", help="Root file system (standard).")
 @click.option("--memory", type=click.IntRange(min=1), metavar="MB", help="Memory limit (1024).")
@@ -108,16 +109,18 @@ def run(
     """
     persistent = bool(options["persistent"])
     refuse_contradictions(options, public, port)
-    body = submission(read_script(script), pairs, **kept(options))
+    has_files = bool(files or options["workspace"] or options["base"] or options["name"])
+    body = submission(read_script(script, has_files), pairs, **kept(options))
     if files:
         body["file_ids"] = [upload(api, file) for file in files]
-    accepted = api.call("POST", JOBS, body)
-    job = str(accepted["request_id"])
-    if public:
-        return _opened(api, job, port or PORT, accepted, raw)
-    if persistent or detach:
-        return _left(job, accepted, raw)
-    return _waited_for(api, job, on_interrupt, raw)
+    with waited_for(api, leave=detach or on_interrupt == "detach") as made:
+        accepted = submitted(api, body, made)
+        job = made[0]
+        if public:
+            return _opened(api, job, port or PORT, accepted, raw)
+        if persistent or detach:
+            return _left(job, accepted, raw)
+        return _followed(api, job, raw)
 
 
 def refuse_contradictions(options: dict[str, object], public: bool, port: int | None) -> None:
@@ -148,7 +151,7 @@ def _left(job: str, accepted: Json, raw: bool) -> None:
     if raw:
         return print_json(accepted)
     click.echo(job)
-    click.echo(f"roost: follow it with `roost logs -f {job}`, end it with `roost stop {job}`", err=True)
+    note(f"follow it with `roost logs -f {job}`, end it with `roost stop {job}`")
     return None
 
 
@@ -159,11 +162,11 @@ def _opened(api: Api, job: str, port: int, accepted: Json, raw: bool) -> None:
     if raw:
         return print_json(accepted | access)
     click.echo(access["url"])
-    click.echo(f"roost: port {port} of job {job}; end it with `roost stop {job}`", err=True)
+    note(f"port {port} of job {job}; end it with `roost stop {job}`")
     return None
 
 
-def _waited_for(api: Api, job: str, on_interrupt: str, raw: bool) -> None:
+def _followed(api: Api, job: str, raw: bool) -> None:
     last = b""
 
     def show(source: str, data: bytes) -> None:
@@ -171,28 +174,10 @@ def _waited_for(api: Api, job: str, on_interrupt: str, raw: bool) -> None:
         last = data
         show_bytes(source, data)
 
-    try:
-        ending = follow(api, f"{path_of(job)}/logs", discard if raw else show)
-    except KeyboardInterrupt:
-        _leave(job) if on_interrupt == "detach" else _stop(api, job)
-        sys.exit(INTERRUPTED)
+    ending = follow(api, f"{path_of(job)}/logs", discard if raw else show)
     if raw:
         logs = api.call("GET", f"{path_of(job)}/logs")
         print_json(api.call("GET", f"{path_of(job)}/status") | logs)
     elif ending.error and ending.error.encode() != last.strip():  # the log may have said so
-        click.echo(f"roost: {ending.error}", err=True)
+        note(f"{ending.error}")
     sys.exit(exit_status(ending))
-
-
-def _leave(job: str) -> None:
-    click.echo(f"\nroost: job {job} goes on: `roost logs -f {job}`, `roost stop {job}`", err=True)
-
-
-def _stop(api: Api, job: str) -> None:
-    click.echo(f"\nroost: stopping {job}; Ctrl-C again to leave at once", err=True)
-    try:
-        api.call("POST", f"{path_of(job)}/stop")
-    except KeyboardInterrupt:
-        click.echo(f"\nroost: left; `roost status {job}` says whether it has stopped", err=True)
-    except RoostError as error:
-        click.echo(f"roost: {error}", err=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from roost import handouts
+from roost.cli.wording import note
 from roost.errors import Conflict, StateUnwritable
 
 PLACE = Path(".claude") / "commands" / "mags.md"
@@ -35,7 +36,7 @@ def install(project: bool, force: bool) -> None:
     except OSError as error:
         raise StateUnwritable(f"cannot write {place}: {error.strerror or error}") from error
     click.echo(place)
-    click.echo("roost: in Claude Code, say: /mags run a python script that calculates fibonacci numbers", err=True)
+    note("in Claude Code, say: /mags run a python script that calculates fibonacci numbers")
 
 
 @skill.command()

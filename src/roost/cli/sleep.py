@@ -5,8 +5,9 @@ import click
 from roost.cli.answers import as_json, print_json
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB, WORKSPACE
-from roost.cli.paths import JOBS, path_of
-from roost.cli.starting import started
+from roost.cli.paths import path_of
+from roost.cli.starting import started, submitted, waited_for
+from roost.cli.wording import note
 from roost.errors import Invalid
 
 WAKE_TIMEOUT = 120  # seconds
@@ -17,7 +18,7 @@ WAKE_TIMEOUT = 120  # seconds
 @click.option("-p", "--persistent", is_flag=True, help="Keep its files in the object store, not on this node alone.")
 @click.option("--base", type=WORKSPACE, metavar="NAME", help="Begin from this workspace, which stays as it is.")
 @click.option("--disk", type=click.IntRange(min=1), metavar="GB", help="Disk limit (2).")
-@click.option("--type", "image", metavar="IMAGE", help="Root file system (standard).")
+@click.option("--image", "--type", "image", metavar="IMAGE", help="Root file system (standard).")
 @click.option("--no-sleep", is_flag=True, help="Never put it to sleep, and start it again when it ends.")
 @click.option("--startup-command", metavar="CMD", help="Runs now, and each time it wakes from cold.")
 @as_json
@@ -30,11 +31,12 @@ def new(api: Api, name: str, persistent: bool, no_sleep: bool, raw: bool, **opti
     body |= {names.get(key, key): value for key, value in options.items() if value is not None}
     body |= {"no_sync": True} if not persistent else {}
     body |= {"no_sleep": True} if no_sleep else {}
-    shown = started(api, api.call("POST", JOBS, body)["request_id"])
+    with waited_for(api) as made:
+        shown = started(api, submitted(api, body, made)["request_id"])
     if raw:
         return print_json(shown)
     click.echo(shown["request_id"])
-    click.echo(f"roost: `roost exec {name} CMD` runs a command in it, `roost stop {name}` ends it", err=True)
+    note(f"`roost exec {name} CMD` runs a command in it, `roost stop {name}` ends it")
     return None
 
 

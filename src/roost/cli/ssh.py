@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 
-from roost.cli.answers import as_json, print_json, print_table, word
+from roost.cli.answers import Carrying, as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB
-from roost.cli.paths import JOBS, path_of
-from roost.cli.starting import FINAL, started
+from roost.cli.paths import path_of
+from roost.cli.starting import FINAL, started, submitted, waited_for
+from roost.cli.wording import note
 from roost.errors import Invalid, NotFound, SetupMissing
 
 KEYS = "/api/v1/ssh-keys"
@@ -25,7 +26,7 @@ ALIAS = "roost-sandbox"  # under which the gateway's key is known in the call's 
 AT_HOME = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 
 
-@click.command("ssh", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("ssh", cls=Carrying, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-t", "terminal", is_flag=True, help="With COMMAND: give it a terminal.")
 @click.option("-N", "quiet", is_flag=True, help="No shell and no command; only the forwardings.")
 @click.option("-L", "local", multiple=True, metavar="[BIND:]PORT:HOST:PORT", help="Lead a port here into the sandbox.")
@@ -115,9 +116,10 @@ def _running(api: Api, name: str) -> str:
         pass
     if _is_id(name):
         raise NotFound(f"there is no job {name} that runs or sleeps; give a name to start one")
-    click.echo(f"roost: starting a sandbox with the workspace {name!r}; `roost stop {name}` ends it", err=True)
+    note(f"starting a sandbox with the workspace {name!r}; `roost stop {name}` ends it")
     body = {"script": "sleep infinity", "type": "inline", "persistent": True, "workspace_id": name}
-    return str(started(api, api.call("POST", JOBS, body)["request_id"])["request_id"])
+    with waited_for(api) as made:
+        return str(started(api, submitted(api, body, made)["request_id"])["request_id"])
 
 
 def _is_id(name: str) -> bool:

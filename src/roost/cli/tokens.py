@@ -7,6 +7,7 @@ import click
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, api_options
+from roost.cli.wording import note
 
 TOKENS = "/api/v1/tokens"
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -44,9 +45,7 @@ def create(api: Api, name: str, scope: str, expires_in: int | None, raw: bool) -
         return print_json(answer)
     click.echo(answer["token"])
     until = f"until {answer['expires_at']}" if answer["expires_at"] else "until it is revoked"
-    click.echo(
-        f"roost: keep it now; scope {scope}, good {until}; `roost token revoke {answer['id']}` ends it", err=True
-    )
+    note(f"keep it now; scope {scope}, good {until}; `roost token revoke {answer['id']}` ends it")
     return None
 
 

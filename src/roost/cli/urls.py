@@ -9,6 +9,7 @@ from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB, WORKSPACE
 from roost.cli.paths import path_of
+from roost.cli.wording import note
 from roost.errors import Invalid
 
 ALIASES = "/api/v1/mags-url-aliases"
@@ -132,6 +133,6 @@ def _show(answer: Json) -> None:
     """The URL alone on standard output, for scripts."""
     click.echo(word(answer["url"]))
     if token := answer.get("access_token"):
-        click.echo(f"roost: visitors send the header X-Roost-Token: {word(token)} (shown this once)", err=True)
+        note(f"visitors send the header X-Roost-Token: {word(token)} (shown this once)")
     if expires := answer.get("expires_at"):
-        click.echo(f"roost: until {word(expires)}", err=True)
+        note(f"until {word(expires)}")

@@ -7,6 +7,7 @@ import click
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, api_options
+from roost.cli.wording import note
 from roost.errors import Invalid
 
 USERS = "/api/v1/users"
@@ -33,7 +34,7 @@ def add(api: Api, name: str, email: str | None, role: str | None, asks: bool, ra
     click.echo(f"User {word(answer['name'])} added")
     if "password" in answer:
         click.echo(f"Password: {answer['password']}")
-        click.echo("roost: it is not shown again; `roost user password` changes it", err=True)
+        note("it is not shown again; `roost user password` changes it")
     return None
 
 

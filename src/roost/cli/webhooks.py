@@ -6,6 +6,7 @@ import click
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
+from roost.cli.wording import note
 
 WEBHOOKS = "/api/v1/webhooks"
 
@@ -28,7 +29,7 @@ def add(api: Api, address: str, events: tuple[str, ...], description: str | None
     if raw:
         return print_json(answer)
     click.echo(f"{answer['id']} {answer['secret']}")
-    click.echo("roost: keep the secret: receivers check signatures by it (`roost webhook test ID` sends one)", err=True)
+    note("keep the secret: receivers check signatures by it (`roost webhook test ID` sends one)")
     return None
 
 

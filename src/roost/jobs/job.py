@@ -30,6 +30,7 @@ from sqlalchemy.exc import IntegrityError
 from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Bound, Database, Outcome, Statement
+from roost.db.prefixes import whole_id
 from roost.db.schema import accounts, jobs
 from roost.db.secret import Secret
 from roost.errors import NotFound
@@ -293,9 +294,12 @@ _FIND = _find()
 async def find(database: Database, account_id: int, reference: str) -> Job:
     """By request id, else by name or workspace: one that runs or sleeps first, then one that waits, then the newest.
 
-    Among equals a name counts before a workspace. Raises NotFound.
+    Among equals a name counts before a workspace; what is none of these may be how one id begins. Raises NotFound,
+    Conflict when several ids begin so.
     """
     rows = await database.read(_FIND, account=account_id, reference=reference)
+    if not rows and (whole := await whole_id(database, jobs.c.request_id, jobs.c.account_id == account_id, reference)):
+        rows = await database.read(_FIND, account=account_id, reference=whole)
     if not rows:
         raise NotFound(f"no job has the id, name or workspace {reference!r}")
     return _job(rows[0])
@@ -328,6 +332,20 @@ _NEWEST = (
     .offset(bindparam("skipped"))
 )
 _TOTAL = select(accounts.c.jobs).where(accounts.c.id == bindparam("account"))
+
+
+async def with_result(database: Database, account_id: int, status: Status, page: int, page_size: int) -> Page:
+    """Those that have ended so, the newest first."""
+    mine = and_(jobs.c.account_id == account_id, jobs.c.status == status)
+    query = _jobs().where(mine).order_by(jobs.c.seq.desc()).limit(page_size).offset((page - 1) * page_size)
+    ((total,),) = await database.read(select(func.count()).select_from(jobs).where(mine))
+    return Page([_job(row) for row in await database.read(query)], total)
+
+
+async def unended(database: Database, account_id: int) -> list[Job]:
+    """Of an account, the newest first; what of them runs, `LiveJobs.as_now` knows better."""
+    query = _jobs().where(jobs.c.account_id == account_id, workspace.UNFINISHED).order_by(jobs.c.seq.desc())
+    return [_job(row) for row in await database.read(query)]
 
 
 async def newest(database: Database, account_id: int, page: int, page_size: int) -> Page:
