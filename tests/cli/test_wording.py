@@ -18,12 +18,12 @@ ELSEWHERE = {"GET /api/v1/proxy-targets", "POST /api/v1/microvms/"}  # the latte
     ("text", "words"),
     [
         ("job x; stop it, or fork it with base_workspace_id", "job x; stop it, or fork it with --base"),
-        ("no template 'a'; GET /api/v1/job-templates lists yours", "no template 'a'; `roost template list` lists yours"),
-        ("'m' is stopped; start it with POST /api/v1/microvms/1-3/start", "'m' is stopped; start it with `roost vm start 1-3`"),
+        ("no 'a'; GET /api/v1/job-templates lists yours", "no 'a'; `roost template list` lists yours"),
+        ("'m' stands; start it with POST /api/v1/microvms/1-3/start", "'m' stands; start it with `roost vm start 1-3`"),
         ("disk_gb: 70 is out of range; give 1 to 64", "--disk: 70 is out of range; give 1 to 64"),
         ("no job has the id, name or workspace 'disk_gb'", "no job has the id, name or workspace 'disk_gb'"),
     ],
-)  # fmt: skip
+)
 def test_fields_and_calls_of_the_api_become_options_and_commands(text: str, words: str) -> None:
     assert own_words(text) == words
 

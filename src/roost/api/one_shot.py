@@ -123,7 +123,7 @@ async def _converse(
 
 async def _enter(plane: ControlPlane, job: Job, call: Exec, entered: contextlib.AsyncExitStack) -> "Session":
     """Again where the sandbox fell asleep just then, for nothing has begun."""
-    process = StartProcess(arguments=["/bin/sh", "-c", call.command], input=False, end_group=True)
+    process = StartProcess(arguments=["/bin/sh", "-c", call.command], input=False, end_session=True)
     while True:
         run = await plane.live.awake(job, WAKE_WITHIN)
         entered.enter_context(run.use())
@@ -144,7 +144,7 @@ class _Limit:
 
     @property
     def note(self) -> str | None:
-        return f"it ran into its limit of {self._seconds:g} s and was killed" if self.over else None
+        return f"the limit of {self._seconds:g} s ended it; give a larger timeout" if self.over else None
 
     @contextlib.asynccontextmanager
     async def on(self, session: "Session") -> AsyncGenerator[None]:

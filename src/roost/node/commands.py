@@ -22,7 +22,7 @@ def command_of(request: StartProcess) -> Command:
         stdin=request.input,
         terminal=_size(request.terminal) if request.terminal else None,
         changes=request.environment,
-        end_group=request.end_group,
+        end_session=request.end_session,
     )
 
 

@@ -222,7 +222,7 @@ class StartProcess(Wire, frozen=True):
     output_limit: int = (
         64 * 1024 * 1024
     )  # bytes that are kept of a process (not of a session); more is dropped and said
-    end_group: bool = False  # what is left of its process group is killed when it has ended
+    end_session: bool = False  # when it exits, end what is left of its session and did not ask to stay
     tools: list[Literal["sftp-server", "scp", "rsync"]] = []  # put into /run/roost/tools first, for any image
 
 
