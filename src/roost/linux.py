@@ -26,6 +26,7 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
+MS_SEALED = MS_NOSUID | MS_NODEV | MS_NOEXEC  # files of others, from which this machine runs and opens nothing
 
 # open_tree(2), move_mount(2), mount_setattr(2), fsmount(2)
 AT_FDCWD = -100
@@ -40,6 +41,7 @@ MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
 MOUNT_ATTR_IDMAP = 0x100000
+MOUNT_ATTR_SEALED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0

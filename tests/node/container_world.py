@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.node.cgroup import Cgroup, Hierarchies, sweep
+from roost.node.devices import lay_devices
 from roost.node.protocol import Limits
 from roost.node.runtimes import oci
 
@@ -79,7 +80,9 @@ class World:
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", slot], check=True)
         subprocess.run(["mount", "--make-shared", slot], check=True)
         cgroup = Cgroup(self.hierarchies, self.parent, name)
-        container = oci.Container(self.path / "root", slot, first_id, cgroup.path, f"host-{name}", limits)
+        (devices := self.path / f"devices-{name}").mkdir()
+        lay_devices(devices, first_id)
+        container = oci.Container(self.path / "root", devices, slot, first_id, cgroup.path, f"host-{name}", limits)
         machine = replace(oci.Machine.here(), open_files=4096)
         (bundle / "config.json").write_text(json.dumps(oci.container_config(container, machine)))
         listener = socket.socket(socket.AF_UNIX)
@@ -100,5 +103,5 @@ class World:
         await sweep(self.hierarchies, self.parent, keep=set())
         for member in self.members:
             member.listener.close()
-            subprocess.run(["umount", "-R", member.slot], check=True)
+            subprocess.run(["umount", "-R", member.slot, self.path / f"devices-{member.slot.name[5:]}"], check=True)
         shutil.rmtree(self.path)

@@ -1,6 +1,6 @@
 /* Process 1 of the containers in these tests; container_world.py builds it. Takes one connection at a time on the
  * inherited socket (descriptor 3): a request line, then text until it closes.
- *   ids | read PATH | write PATH | list PATH | fork N | eat MIB | syscalls */
+ *   ids | read PATH | write PATH | list PATH | fork N | eat MIB | syscalls | socket FAMILY TYPE PROTOCOL */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -85,7 +85,7 @@ static void old_machine_modes(void) {}
 static void try_syscalls(void) {
     struct clone_args arguments = {.exit_signal = SIGCHLD};
     TRY(bpf, 0, NULL, 0), TRY(keyctl, 0, -3, 0), TRY(add_key, "user", "a", "b", 1, -3), TRY(request_key, "user", "a", 0, 0);
-    TRY(userfaultfd, 1), TRY(io_uring_setup, 1, NULL), TRY(io_uring_enter, -1, 0, 0, 0, NULL);
+    TRY(io_setup, 1, NULL), TRY(io_destroy, NULL), TRY(userfaultfd, 1), TRY(io_uring_setup, 1, NULL), TRY(io_uring_enter, -1, 0, 0, 0, NULL);
     TRY(io_uring_register, -1, 0, NULL, 0), TRY(perf_event_open, NULL, 0, -1, -1, 0), TRY(kexec_load, 0, 0, NULL, 0);
     TRY(kexec_file_load, -1, -1, 0, "", 0), TRY(init_module, NULL, 0, ""), TRY(finit_module, -1, "", 0);
     TRY(delete_module, "none", 0), TRY(open_by_handle_at, -1, NULL, 0), TRY(unshare, CLONE_NEWUSER), TRY(setns, -1, 0);
@@ -105,6 +105,14 @@ static void try_syscalls(void) {
     old_machine_modes();
 }
 
+static void try_socket(const char *arguments) {
+    int family, type, protocol;
+    if (sscanf(arguments, "%d %d %d", &family, &type, &protocol) != 3) return;
+    int fd = socket(family, type, protocol);
+    tell("socket", fd < 0 ? -1 : 0);
+    if (fd >= 0) close(fd);
+}
+
 static void serve(char *request) {
     char *argument = strchr(request, ' ');
     if (argument) *argument++ = 0;
@@ -115,6 +123,7 @@ static void serve(char *request) {
     else if (!strcmp(request, "list")) list(argument);
     else if (!strcmp(request, "fork")) fork_sleepers(atoi(argument));
     else if (!strcmp(request, "eat")) eat(strtoul(argument, NULL, 10));
+    else if (!strcmp(request, "socket")) try_socket(argument);
     else if (!strcmp(request, "syscalls")) try_syscalls();
 }
 

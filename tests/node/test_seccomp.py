@@ -150,6 +150,62 @@ async def test_rare_socket_families_are_refused(answers: dict[str, str]) -> None
     assert {name: answers[name] for name in expected} == expected
 
 
+STREAM, DGRAM, RAW, SEQPACKET, PACKET = 1, 2, 3, 5, 10
+INET, INET6, NETLINK, AF_PACKET = 2, 10, 16, 17
+NEEDED = [
+    (INET, STREAM, 0),
+    (INET6, STREAM, 6),
+    (INET, DGRAM, 17),
+    (INET6, DGRAM, 0),
+    (NETLINK, RAW, 0),
+    (NETLINK, DGRAM, 0),
+]
+UNCOUNTED = {
+    "packets": [(AF_PACKET, kind, protocol) for kind in (RAW, DGRAM, PACKET) for protocol in (0, 0x0300)],
+    "other netlink": [(NETLINK, RAW, protocol) for protocol in range(1, 23)],
+    "raw": [(family, RAW, protocol) for family in (INET, INET6) for protocol in (0, 1, 6, 17, 58, 132, 255)],
+    "other datagrams": [(family, DGRAM, protocol) for family in (INET, INET6) for protocol in (2, 33, 115, 132, 136)],
+    "other streams": [(family, STREAM, protocol) for family in (INET, INET6) for protocol in (1, 132, 256, 262)],
+    "other kinds": [(INET, SEQPACKET, 0), (INET, PACKET, 0x0300), (INET6, SEQPACKET, 132), (INET, 6, 33)],
+}
+
+
+@pytest.mark.parametrize("kind", UNCOUNTED)
+async def test_there_is_no_socket_whose_memory_no_control_group_counts(world: World, kind: str) -> None:
+    member = await world.running()
+    for family, type, protocol in UNCOUNTED[kind]:
+        for flags in (0, 0o2000000, 0o2004000):  # SOCK_CLOEXEC, SOCK_NONBLOCK
+            said = member.ask(f"socket {family} {type | flags} {protocol}").split()[1]
+            assert int(said) in (errno.EPERM, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT), (family, type, protocol, said)
+
+
+async def test_what_programs_try_first_looks_absent_and_raw_sockets_forbidden(world: World) -> None:
+    """libaudit goes on only where the kernel seems to lack it; ping takes a datagram socket only after EPERM."""
+    member = await world.running()
+    said = {
+        one: int(member.ask(f"socket {one}").split()[1]) for one in ("16 3 9", "16 3 15", "2 1 262", "2 3 1", "17 3 0")
+    }
+    absent, forbidden = errno.EPROTONOSUPPORT, errno.EPERM
+    assert said == {
+        "16 3 9": absent,
+        "16 3 15": absent,
+        "2 1 262": absent,
+        "2 3 1": forbidden,
+        "17 3 0": errno.EAFNOSUPPORT,
+    }
+
+
+async def test_the_sockets_that_programs_need_are_there(world: World) -> None:
+    member = await world.running()
+    for family, type, protocol in NEEDED:
+        assert member.ask(f"socket {family} {type | 0o2004000} {protocol}") == "socket 0\n", (family, type, protocol)
+    assert member.ask("socket 2 2 1") == member.ask("socket 10 2 58") == "socket 0\n"  # ping
+
+
+async def test_asynchronous_io_looks_absent(answers: dict[str, str]) -> None:
+    assert answers["io_setup"] == answers["io_destroy"] == str(errno.ENOSYS)
+
+
 async def test_ordinary_sockets_and_personality_queries_work(answers: dict[str, str]) -> None:
     working = ("socket_AF_UNIX", "socket_AF_INET", "socket_AF_INET6", "socket_AF_NETLINK", "sethostname")
     assert {name: answers[name] for name in working} == dict.fromkeys(working, "0")

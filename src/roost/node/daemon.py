@@ -330,7 +330,8 @@ def build_ground(settings: NodeSettings) -> Ground:
     hierarchies = Hierarchies.here()
     program = choose(settings.runtime, hierarchies.version)
     for directory in (settings.state / "disks", settings.runtime_dir / "members"):
-        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)  # files of guests lie and are mounted below, also where an older Roost has made it
     prefix6 = parse_prefix6(settings.prefix6) if settings.prefix6 else load_prefix6(settings.state / "prefix6")
     return Ground(
         instance=settings.instance,

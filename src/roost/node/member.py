@@ -19,6 +19,7 @@ from pathlib import Path
 from roost import linux
 from roost.errors import Conflict
 from roost.node.cgroup import Cgroup, Hierarchies
+from roost.node.devices import lay_devices
 from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
 from roost.node.metering import Counters, read
@@ -83,6 +84,10 @@ class Site:
     def layers(self) -> Path:
         """Where the layers of its root are mounted, with ids mapped, one on top of the other."""
         return self.mounts / "layers"
+
+    @property
+    def devices(self) -> Path:
+        return self.mounts / "dev"
 
     @property
     def root(self) -> Path:
@@ -170,12 +175,13 @@ class Member:
 async def make(ground: Ground, number: int) -> Member:
     """Raises RuntimeFailed, GuestLost, OSError; the number must then be destroyed before it is used again."""
     site = ground.site(number)
-    site.directory.mkdir(mode=0o711, parents=True)
+    site.directory.mkdir(mode=0o700, parents=True)
     disk = await ground.disks.make(site.container_id, site.disk, IDLE.disk_gb, site.first_id)
     await asyncio.to_thread(_make_slot, site)
     cgroup = ground.cgroup(site)
     container = Container(
         root=ground.runtime_dir / "guest",
+        devices=site.devices,
         slot=site.slot,
         first_id=site.first_id,
         cgroups_path=cgroup.path,
@@ -260,9 +266,11 @@ def _make_slot(site: Site) -> None:
     site.root.mkdir(mode=0o755, parents=True)
     site.slot.chmod(0o755)
     site.layers.mkdir(mode=0o700)
+    site.devices.mkdir()
     for place in (site.mounts, site.slot):
         linux.mount(place, place, flags=linux.MS_BIND)
-        linux.mount(None, place, flags=linux.MS_PRIVATE)
+        linux.mount_setattr(linux.AT_FDCWD, place, add=linux.MOUNT_ATTR_SEALED, propagation=linux.MS_PRIVATE)
+    lay_devices(site.devices, site.first_id)
     linux.mount(None, site.slot, flags=linux.MS_SHARED)
 
 
@@ -277,8 +285,12 @@ def mount_root(lowers: Sequence[Path], disk: Disk, site: Site, pid: int) -> None
         opened.callback(os.close, user_namespace)
         mapped = [_map_layer(lower, user_namespace, site.layers, opened) for lower in lowers]
         named = ":".join(f"/proc/self/fd/{layer}" for layer in mapped)  # short: the options have to fit in a page
-        options = f"lowerdir={named},upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
-        linux.mount("overlay", site.root, "overlay", linux.MS_NODEV, options)
+        own = os.open(disk.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # the guest sees the options
+        opened.callback(os.close, own)
+        upper, work = (f"/proc/self/fd/{own}/{part.name}" for part in (disk.upper, disk.work))
+        options = f"lowerdir={named},upperdir={upper},workdir={work},{OVERLAY}"
+        linux.mount("overlay", site.root, "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
+        linux.mount_setattr(linux.AT_FDCWD, site.root, add=linux.MOUNT_ATTR_SEALED)  # not of the guest's copy
 
 
 def _map_layer(lower: Path, user_namespace: int, place: Path, opened: contextlib.ExitStack) -> int:
@@ -289,7 +301,7 @@ def _map_layer(lower: Path, user_namespace: int, place: Path, opened: contextlib
     """
     clone = linux.open_tree(lower)
     opened.callback(os.close, clone)
-    linux.mount_setattr(clone, propagation=linux.MS_PRIVATE, userns_fd=user_namespace)
+    linux.mount_setattr(clone, add=linux.MOUNT_ATTR_SEALED, propagation=linux.MS_PRIVATE, userns_fd=user_namespace)
     linux.move_mount(clone, place)
     return clone
 

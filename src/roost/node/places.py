@@ -21,7 +21,6 @@ from roost.node.saver import Saver
 from roost.node.threads import Threads
 from roost.node.tree import Tree, process_root
 
-SEALED = linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
 EDIT_GIB = 64
 EDITING = 64  # at once; each has a thread that waits for its caller's bytes
 
@@ -111,4 +110,4 @@ def mount_overlay(point: Path, lowers: Sequence[Path], disk: Disk | None = None)
         options = f"lowerdir={':'.join(named)}"
         if disk:
             options += f",upperdir={disk.upper},workdir={disk.work},{OVERLAY}"
-        linux.mount("overlay", point, "overlay", SEALED | (0 if disk else linux.MS_RDONLY), options)
+        linux.mount("overlay", point, "overlay", linux.MS_SEALED | (0 if disk else linux.MS_RDONLY), options)

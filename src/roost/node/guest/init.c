@@ -306,9 +306,9 @@ static int plain_directory(int root, const char *name, mode_t mode) {
     return 0;
 }
 
-/* The capabilities of a container's root, as Docker grants them; none reaches outside the sandbox's user namespace. */
+/* The capabilities of a container's root, as Docker grants them but for raw sockets; none reaches outside the sandbox's user namespace. */
 static const uint64_t KEPT = 1ULL << CAP_CHOWN | 1ULL << CAP_DAC_OVERRIDE | 1ULL << CAP_FSETID | 1ULL << CAP_FOWNER |
-    1ULL << CAP_MKNOD | 1ULL << CAP_NET_RAW | 1ULL << CAP_SETGID | 1ULL << CAP_SETUID | 1ULL << CAP_SETFCAP |
+    1ULL << CAP_MKNOD | 1ULL << CAP_SETGID | 1ULL << CAP_SETUID | 1ULL << CAP_SETFCAP |
     1ULL << CAP_SETPCAP | 1ULL << CAP_NET_BIND_SERVICE | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_KILL |
     1ULL << CAP_AUDIT_WRITE;
 

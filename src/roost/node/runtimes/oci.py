@@ -35,7 +35,8 @@ DESTROY_TIMEOUT = 30.0
 ID_RANGE = 65536
 LOG_TAIL = 4096  # bytes of the program's log that are read back
 
-# What guest init needs before it drops everything that a user's root may not have (Docker's default set).
+# What guest init needs before it drops everything that a user's root may not have (Docker's default set, less
+# CAP_NET_RAW: there are no raw sockets).
 _INIT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN")
 GUEST_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
@@ -46,7 +47,6 @@ GUEST_CAPABILITIES = (
     "CAP_KILL",
     "CAP_MKNOD",
     "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
     "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETPCAP",
@@ -54,24 +54,51 @@ GUEST_CAPABILITIES = (
     "CAP_SYS_CHROOT",
 )
 
+_VIRTUAL_DISKS = "/sys/devices/virtual/block"
+# What tells of the machine and its other sandboxes, or takes part in its affairs: who registers with /proc/pressure has
+# the kernel wait for each registration when the process ends.
 _MASKED_PATHS = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/diskstats",
+    "/proc/driver",
+    "/proc/fs",
     "/proc/interrupts",
     "/proc/kcore",
+    "/proc/key-users",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/mdstat",
+    "/proc/partitions",
+    "/proc/pressure",
     "/proc/sched_debug",
+    "/proc/schedstat",
     "/proc/scsi",
+    "/proc/softirqs",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/proc/vmallocinfo",
+    "/sys/block",
+    "/sys/class/bdi",
+    "/sys/class/block",
+    "/sys/dev/block",
+    "/sys/devices/virtual/bdi",
+    _VIRTUAL_DISKS,
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
+    "/sys/fs/btrfs",
+    "/sys/fs/ext4",
+    "/sys/fs/xfs",
+    "/sys/kernel/slab",
+    "/sys/module/loop",
 )
-_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_READONLY_PATHS = ("/proc/bus", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 # Character devices (major, minor) that the OCI programs put into every /dev, and pseudo terminals.
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, None))
+TERMINALS = 128  # of one sandbox; the kernel's own bound (kernel.pty.max) holds for all of them together
+_PTS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5", f"max={TERMINALS}")
+OPEN_FILES = 10_240  # per process, as many as a route takes connections: the gateway's default
 _OOM_SCORE = 500  # out of 1000: the kernel takes a guest's process before any of the machine's own
 
 
@@ -81,9 +108,10 @@ class Machine:
 
     cgroup: cgroup.Version
     architecture: seccomp.Architecture
-    open_files: int  # the hard limit of this process; more cannot be handed on
+    open_files: int  # no more than the hard limit of this process: more cannot be handed on
     ipv6: bool
     thermal_throttle: tuple[str, ...] = ()  # directories that tell the heat, and so the load, of real processors
+    disks: tuple[str, ...] = ()  # directories of real disks, which tell what is read and written
 
     @classmethod
     def here(cls) -> "Machine":
@@ -92,13 +120,21 @@ class Machine:
         if platform.machine() not in architecture:
             raise SetupMissing(f"Roost runs on x86_64 and aarch64, not on {platform.machine()}")
         throttles = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
+        disks = {_disk_directory(disk) for disk in Path("/sys/class/block").glob("*")} - {_VIRTUAL_DISKS}
         return cls(
             cgroup=cgroup.version(),
             architecture=architecture[platform.machine()],
-            open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
             ipv6=Path("/proc/sys/net/ipv6").is_dir(),
             thermal_throttle=tuple(sorted(map(str, throttles))),
+            disks=tuple(sorted(disks)),
         )
+
+
+def _disk_directory(disk: Path) -> str:
+    """The directory with this disk or partition, its siblings, and nothing else."""
+    real = disk.resolve()
+    return next((str(place) for place in real.parents if place.name == "block"), str(real))
 
 
 @dataclass(frozen=True)
@@ -106,6 +142,7 @@ class Container:
     """What tells one pool member from another."""
 
     root: Path  # the tiny read-only root: `/init` and empty `/proc /dev /sys /slot`
+    devices: Path  # what becomes its /dev (devices.py)
     slot: Path  # on a shared mount of the host; what is mounted below it later appears under /slot
     first_id: int  # uid and gid of the guest's root on this machine
     cgroups_path: str  # absolute
@@ -128,7 +165,7 @@ def container_config(container: Container, machine: Machine) -> dict[str, Any]:
             "cgroupsPath": container.cgroups_path,
             "resources": _resources(container.limits),
             "sysctl": _sysctl(machine),
-            "maskedPaths": [*_MASKED_PATHS, *machine.thermal_throttle],
+            "maskedPaths": [*_MASKED_PATHS, *machine.disks, *machine.thermal_throttle],
             "readonlyPaths": list(_READONLY_PATHS),
             "seccomp": seccomp.profile(machine.architecture),
             # crun makes every mount private without it, and what is mounted below the slot later would not arrive.
@@ -157,8 +194,8 @@ def _mounts(container: Container, machine: Machine) -> list[dict[str, Any]]:
     sealed = ["nosuid", "noexec", "nodev"]
     mounts = [
         _mount("proc", "/proc", sealed),
-        _mount("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount("devpts", "/dev/pts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        _mount("bind", "/dev", ["bind"], source=str(container.devices)),
+        _mount("devpts", "/dev/pts", ["nosuid", "noexec", *_PTS]),
         _mount("tmpfs", "/dev/shm", [*sealed, "mode=1777", "size=65536k"], source="shm"),
         _mount("mqueue", "/dev/mqueue", sealed),
         _mount("sysfs", "/sys", [*sealed, "ro"]),

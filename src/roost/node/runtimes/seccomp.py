@@ -1,15 +1,18 @@
 """Which system calls a sandbox may make: the profile that the OCI runtime loads before guest init starts.
 
-The list is Docker's default profile for a container without extra capabilities, less what a sandbox has no
-use for (other machine modes, odd socket families), plus `INIT_ONLY`, which guest init needs to enter its root
-file system. Guest init refuses `CHILD_DENYLIST` by a filter of its own before it runs a user's code, so that
-nothing of `INIT_ONLY` is ever in a user's hands. Filters only tighten: what is refused here stays refused.
+The list is Docker's default profile for a container without extra capabilities, less what a sandbox has no use for
+(other machine modes, odd socket families), less what takes memory or quotas of the machine that no control group
+counts (`SOCKETS`, asynchronous I/O), plus `INIT_ONLY`, which guest init needs to enter its root file system. Guest
+init refuses `CHILD_DENYLIST` by a filter of its own before it runs a user's code, so that nothing of `INIT_ONLY` is
+ever in a user's hands. Filters only tighten: what is refused here stays refused.
 """
 
 import errno
 from typing import Any, Literal
 
 Architecture = Literal["x86_64", "aarch64"]
+
+ALLOW = 0  # in place of an errno
 
 INIT_ONLY = ("mount", "umount2", "pivot_root", "open_tree", "move_mount", "sethostname")
 
@@ -37,7 +40,20 @@ CHILD_DENYLIST: tuple[str, ...] = (
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; clone knows no NEWTIME, its bit is part of the signal there
 NAMESPACE_FLAGS = 0x7E020000
 
-SOCKET_FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16, "AF_PACKET": 17}
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE_MASK = 1, 2, 0xF  # the other bits are SOCK_CLOEXEC and SOCK_NONBLOCK
+IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMPV6 = 1, 6, 17, 58
+NETLINK_ROUTE = 0
+
+SOCKETS: dict[tuple[int, int], tuple[int, ...]] = {
+    (AF_INET, SOCK_STREAM): (0, IPPROTO_TCP),
+    (AF_INET6, SOCK_STREAM): (0, IPPROTO_TCP),
+    (AF_INET, SOCK_DGRAM): (0, IPPROTO_ICMP, IPPROTO_UDP),
+    (AF_INET6, SOCK_DGRAM): (0, IPPROTO_UDP, IPPROTO_ICMPV6),
+}
+"""By family and type the protocols that there are, beside AF_UNIX and NETLINK_ROUTE. What waits in a socket that is not
+TCP's, UDP's or AF_UNIX's counts for no control group. So there are no packet sockets, no raw ones, and of netlink what
+getifaddrs needs."""
 
 PERSONALITIES = (
     0x0,  # Linux
@@ -83,9 +99,12 @@ _SIGNALS = """
 """
 _WAITING = """
     poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
-    eventfd eventfd2 futex futex_waitv futex_wait futex_wake futex_requeue io_setup io_destroy io_submit
-    io_cancel io_getevents io_pgetevents
+    eventfd eventfd2 futex futex_waitv futex_wait futex_wake futex_requeue
 """
+ASYNCHRONOUS_IO = ("io_setup", "io_destroy", "io_submit", "io_cancel", "io_getevents", "io_pgetevents")
+"""They look absent, as on a kernel built without them: what they queue is bounded for the whole machine alone
+(fs.aio-max-nr), and databases do without."""
+
 _TIME = """
     time gettimeofday clock_gettime clock_getres clock_nanosleep clock_adjtime adjtimex nanosleep alarm
     getitimer setitimer timer_create timer_delete timer_getoverrun timer_gettime timer_settime
@@ -110,23 +129,57 @@ def profile(architecture: Architecture) -> dict[str, Any]:
         "architectures": [{"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}[architecture]],
         "syscalls": [
             {"names": [*ALLOWED, *INIT_ONLY], "action": "SCMP_ACT_ALLOW"},
-            _allow_if("clone", 0, "SCMP_CMP_MASKED_EQ", NAMESPACE_FLAGS),
-            {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
-            *(_allow_if("socket", 0, "SCMP_CMP_EQ", family) for family in SOCKET_FAMILIES.values()),
-            _refuse_rare_families(),
-            _allow_if("socketpair", 0, "SCMP_CMP_EQ", SOCKET_FAMILIES["AF_UNIX"]),
-            *(_allow_if("personality", 0, "SCMP_CMP_EQ", persona) for persona in PERSONALITIES),
+            _rule("clone", ALLOW, {0: (NAMESPACE_FLAGS, 0)}),
+            {"names": ["clone3", *ASYNCHRONOUS_IO], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+            *_sockets(),
+            _rule("socketpair", ALLOW, {0: ("EQ", AF_UNIX)}),
+            *(_rule("personality", ALLOW, {0: ("EQ", persona)}) for persona in PERSONALITIES),
         ],
     }
 
 
-def _allow_if(name: str, index: int, op: str, value: int) -> dict[str, Any]:
+Condition = tuple[Literal["EQ", "NE", "GT"], int] | tuple[int, int]  # the latter: (mask, what must remain)
+
+
+def _sockets() -> list[dict[str, Any]]:
+    """No two rules hold for one call, since which of two would count is nowhere laid down.
+
+    AF_ALG, AF_VSOCK and their like, and what the families that there are have besides, look absent rather than
+    forbidden: programs that try them then fall back. Raw sockets are forbidden, as to any user but root: ping and
+    traceroute then take datagrams.
+    """
+    absence = errno.EPROTONOSUPPORT
+    allowed = [
+        _rule("socket", ALLOW, {0: ("EQ", family), 1: (SOCK_TYPE_MASK, kind), 2: ("EQ", protocol)})
+        for (family, kind), protocols in SOCKETS.items()
+        for protocol in protocols
+    ]
+    absent = [
+        _rule(
+            "socket", errno.EPROTONOSUPPORT, {0: ("EQ", family), 1: (SOCK_TYPE_MASK, kind), 2: ("GT", max(protocols))}
+        )
+        for (family, kind), protocols in SOCKETS.items()
+    ]
+    return [
+        _rule("socket", ALLOW, {0: ("EQ", AF_UNIX)}),
+        _rule("socket", ALLOW, {0: ("EQ", AF_NETLINK), 2: ("EQ", NETLINK_ROUTE)}),
+        _rule("socket", absence, {0: ("EQ", AF_NETLINK), 2: ("NE", NETLINK_ROUTE)}),
+        _rule("socket", errno.EAFNOSUPPORT, {0: ("GT", AF_NETLINK)}),
+        *allowed,
+        *absent,
+    ]
+
+
+def _rule(name: str, error: int, conditions: dict[int, Condition]) -> dict[str, Any]:
+    """Allowed (`error` is ALLOW) or refused with this errno where all conditions on the arguments hold."""
+    arguments = [_argument(index, *condition) for index, condition in conditions.items()]
+    if error == ALLOW:
+        return {"names": [name], "action": "SCMP_ACT_ALLOW", "args": arguments}
+    return {"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": error, "args": arguments}
+
+
+def _argument(index: int, op: str | int, value: int) -> dict[str, Any]:
     # For MASKED_EQ `value` is the mask and `valueTwo` what must remain; other operators ignore `valueTwo`.
-    argument = {"index": index, "value": value, "valueTwo": 0, "op": op}
-    return {"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]}
-
-
-def _refuse_rare_families() -> dict[str, Any]:
-    """AF_ALG, AF_VSOCK and their like look absent, not forbidden: programs that try them then fall back."""
-    beyond = {"index": 0, "value": max(SOCKET_FAMILIES.values()), "valueTwo": 0, "op": "SCMP_CMP_GT"}
-    return {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EAFNOSUPPORT, "args": [beyond]}
+    if isinstance(op, int):
+        return {"index": index, "value": op, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+    return {"index": index, "value": value, "valueTwo": 0, "op": f"SCMP_CMP_{op}"}
