@@ -37,6 +37,10 @@ class Refused(RoostError):
     """Nothing in the sandbox accepts connections there; the text says on which port and addresses."""
 
 
+class Busy(Refused):
+    """Something listens there, and takes no more connections for now; the same dial may succeed in a moment."""
+
+
 class Asleep(RoostError):
     """The sandbox did not wake in the time that the caller gave; it may still."""
 

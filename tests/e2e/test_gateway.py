@@ -6,6 +6,7 @@ import json
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,3 +172,28 @@ def test_routes_and_sandboxes_survive_a_kill(own_roost: RunningRoost, victims: t
     kill_and_recover(own_roost, victims)
     eventually(lambda: site.ask()[0] == 200, 60)
     assert site.told()["pid"] == before
+
+
+def test_a_hundred_clients_at_once_are_all_served_by_a_server_with_one_thread_and_a_short_queue(
+    roost: RunningRoost,
+) -> None:
+    """Python's own takes five that wait. Left to the kernel, whoever is sixth tries again after 1, 2, 4 … 64 s."""
+    api = roost.api
+    serve = "cd /tmp && echo hello > index.html && exec python3 -m http.server 8080 2>/dev/null"
+    job = api.submit(serve, persistent=True, workspace_id=f"queue-{secrets.token_hex(4)}")
+    api.running(job)
+    host = api.call("POST", f"/mags-jobs/{job}/access", {"port": 8080})["url"].partition("//")[2].partition("/")[0]
+
+    def one(_: int) -> tuple[int, bytes, bool]:
+        begun = time.monotonic()
+        connection = http.client.HTTPConnection(roost.gateway, timeout=100)
+        try:
+            connection.request("GET", "/", headers={"Host": host})
+            answer = connection.getresponse()
+            return answer.status, answer.read(), time.monotonic() - begun < 15
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(100) as pool:
+        assert set(pool.map(one, range(2000))) == {(200, b"hello\n", True)}
+    api.stop(job)

@@ -168,7 +168,7 @@ BAD = {
     "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
     "a folded line": b"HTTP/1.1 200 OK\r\nX: 1\r\n Content-Length: 2\r\n\r\nok",
     "another coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok",
-    "a bare LF": b"HTTP/1.1 200 OK\nContent-Length: 2\r\n\r\nok",
+    "a bare CR": b"HTTP/1.1 200 OK\r\nX: 1\rContent-Length: 2\r\n\r\nok",
     "no HTTP": b"220 smtp.example.org ESMTP\r\n\r\n",
     "an upgrade that nobody wanted": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
     "an endless head": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,

@@ -1,6 +1,7 @@
 """A request for a sandbox that sleeps is held and then served, by that sandbox and no other."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -9,8 +10,8 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
-from roost.errors import Asleep, Conflict, NoCapacity, NodeUnavailable
-from roost.gateways.http import reaching
+from roost.errors import Asleep, Busy, Conflict, NoCapacity, NodeUnavailable
+from roost.gateways.http import pool, reaching
 from roost.gateways.http.routing import Denial, Passed
 from tests.gateways.backends import OK, Received, backend
 from tests.gateways.wire import get, post, wire
@@ -101,6 +102,102 @@ async def test_an_application_that_starts_to_listen_late_is_waited_for() -> None
         async with backend(port=port):
             for call in calls:
                 assert (await call).status == 200
+
+
+async def test_a_busy_application_is_dialled_a_few_at_a_time_and_everybody_has_his_turn() -> None:
+    """Each of its connections serves one request, and its queue is full most of the time."""
+    at_once = most = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nok")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with front() as here, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        name = here.world.add("app", server.sockets[0].getsockname()[1])
+        assert name.run is not None
+        dial = here.world.dial
+
+        async def crowded(sandbox: str, port: int, host: str | None = None) -> socket.socket:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            try:
+                await asyncio.sleep(0.001)
+                if at_once > 5:
+                    raise Busy("its queue is full")
+                return await dial(sandbox, port, host)
+            finally:
+                at_once -= 1
+
+        here.world.dial = crowded
+
+        async def one() -> str:
+            async with session.get(f"http://127.0.0.1:{here.port}/", headers={"Host": name.key}) as response:
+                return await response.text()
+
+        assert await asyncio.gather(*(one() for _ in range(300))) == ["ok"] * 300
+        assert most <= pool.MOST_DIALS
+        assert name.run.users == 0
+    server.close()
+
+
+async def test_who_waits_for_a_connection_gets_the_one_that_another_has_done_with() -> None:
+    """A server with one thread that keeps connections takes no second one while the first is open."""
+    held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with front() as here, backend() as app, aiohttp.ClientSession() as session:
+        name = here.world.add("app", app.port)
+        dial = here.world.dial
+
+        async def once(sandbox: str, port: int, host: str | None = None) -> socket.socket:
+            if here.world.dials:
+                await held
+            return await dial(sandbox, port, host)
+
+        here.world.dial = once
+        url, headers = f"http://127.0.0.1:{here.port}/", {"Host": name.key}
+        calls = [asyncio.create_task(session.get(url, headers=headers)) for _ in range(pool.MOST_DIALS + 20)]
+        async with asyncio.timeout(20):
+            while sum(call.done() for call in calls) < 20:  # all but those whose dial is under way
+                await asyncio.sleep(0.01)
+        held.set_result(None)
+        for call in calls:
+            assert (await call).status == 200
+
+
+async def test_who_leaves_the_line_is_not_waited_for() -> None:
+    held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with front() as here, backend() as app:
+        name = here.world.add("app", app.port)
+        dial = here.world.dial
+
+        async def later(sandbox: str, port: int, host: str | None = None) -> socket.socket:
+            await held
+            return await dial(sandbox, port, host)
+
+        here.world.dial = later
+        async with contextlib.AsyncExitStack() as entered:
+            clients = [await entered.enter_async_context(wire(here)) for _ in range(pool.MOST_DIALS * 2)]
+            for client in clients:
+                client.send(get("app"))
+            async with asyncio.timeout(10):
+                while here.gateway.requests < len(clients):
+                    await asyncio.sleep(0.01)
+            for client in clients:
+                raw = client.writer.get_extra_info("socket")
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        async with asyncio.timeout(10):
+            while here.gateway.exchanges:
+                await asyncio.sleep(0.01)
+        held.set_result(None)
+        async with wire(here) as client:
+            client.send(get("app"))
+            assert (await client.answer()).body == b"ok"
+        async with asyncio.timeout(10):
+            while name.run and name.run.users:
+                await asyncio.sleep(0.01)
+        assert len(app.requests) == 1
 
 
 async def test_a_port_on_which_nothing_listens_is_a_502_that_says_so() -> None:

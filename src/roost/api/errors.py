@@ -19,6 +19,7 @@ STATUS: dict[type[errors.RoostError], int] = {
     errors.NoCapacity: 429,
     errors.Throttled: 429,
     errors.Refused: 502,
+    errors.Busy: 503,
     errors.ProviderUnavailable: 502,
     errors.Asleep: 503,
     errors.NodeUnavailable: 503,

@@ -11,21 +11,27 @@ import errno
 import os
 import select
 import socket
+import struct
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
 
 from roost import linux
-from roost.errors import Conflict, Invalid, Refused, RoostError, condition_of
+from roost.errors import Busy, Conflict, Invalid, Refused, RoostError, condition_of
+from roost.node import half_open
 from roost.node.member import Member
 from roost.node.protocol import MAX_DIAL, Dial, Dialled, Fault
 
-INSIDE = 2.0  # seconds that the sandbox itself may take to accept; only a full backlog takes any
+INSIDE = 2.0  # seconds that the sandbox itself may take to accept; only a full queue takes any
+DECIDED = 0.02  # seconds within which the loopback connects; later, the listener's queue is full and dropped it
+AGAIN, LATEST_AGAIN = 0.002, 0.05  # seconds between two tries of our own; the kernel's are 1, 2, 4 … apart
 OUTSIDE = 10.0  # seconds for what is reached through its network
 UNDER_WAY = 256  # dials of one sandbox at once
 BACKLOG = 128
@@ -39,6 +45,8 @@ GOES_ON = (  # nobody listens at this address, or there is no way to it: the nex
     errno.EAFNOSUPPORT,
 )
 
+FORGOTTEN = struct.pack("ii", 1, 0)  # SO_LINGER: closed by a reset, so that the listener keeps nothing of it
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Dial).decode
@@ -50,43 +58,80 @@ class Dialer:
     def __init__(self) -> None:
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dial")
+        self._lines: WeakValueDictionary[tuple[int, int], asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # by member and port, while any waits
 
     def close(self) -> None:
         self._thread.shutdown()
         os.close(self._home)
 
     async def connect(self, member: Member, port: int, host: str | None) -> socket.socket:
-        """Connected, non-blocking; the caller closes it. `host` None: the sandbox itself. Raises Refused, Invalid."""
+        """Connected, non-blocking; the caller closes it. `host` None: the sandbox itself.
+
+        Raises Refused, Invalid; Busy when something listens in the sandbox, and takes no more just now.
+        """
         if not 0 < port < 65536:
             raise Invalid(f"{port} is not a TCP port: 1 to 65535")
         own = ("127.0.0.1", "::1", *member.addresses)
         hosts = own if host is None else (_address(host),)
         inside = host is None or ip_address(hosts[0]).is_loopback or hosts[0] in own
-        limit = INSIDE if inside else OUTSIDE
         try:
-            async with asyncio.timeout(limit):
-                for address in hosts:
-                    if connected := await self._reach(member, address, port):
-                        return connected
+            if inside:
+                connected = await self._enter(member, hosts, port)
+            else:
+                async with asyncio.timeout(OUTSIDE):
+                    connected = await self._reach(member, hosts[0], port)
         except TimeoutError:
-            raise Refused(f"port {port} of {_named(hosts)} did not accept within {limit:g} s") from None
+            raise Refused(f"port {port} of {_named(hosts)} did not accept within {OUTSIDE:g} s") from None
         except OSError as error:
             raise Refused(f"port {port} of {_named(hosts)} cannot be reached: {error.strerror}") from error
-        raise Refused(f"nothing listens on port {port} of {_named(hosts)}")
+        if connected is None:
+            raise Refused(f"nothing listens on port {port} of {_named(hosts)}")
+        return connected
 
-    async def _reach(self, member: Member, address: str, port: int) -> socket.socket | None:
-        """None where another address should be tried. Raises OSError."""
-        made = await self._make(member, address)
+    async def _enter(self, member: Member, hosts: Sequence[str], port: int) -> socket.socket | None:
+        """One after the other, so that a queue with one place left is not filled by two. Raises OSError, Busy."""
+        line = self._lines.setdefault((member.site.number, port), asyncio.Lock())
+        try:
+            async with asyncio.timeout(INSIDE), line:
+                return await self._until_taken(member, hosts, port)
+        except TimeoutError:
+            raise Busy(
+                f"port {port} of {_named(hosts)} did not accept within {INSIDE:g} s: its queue is full"
+            ) from None
+
+    async def _until_taken(self, member: Member, hosts: Sequence[str], port: int) -> socket.socket | None:
+        pause = AGAIN
+        while True:
+            try:
+                for address in hosts:
+                    if connected := await self._reach(member, address, port, inside=True):
+                        return connected
+                return None
+            except _QueueFull:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LATEST_AGAIN)
+
+    async def _reach(self, member: Member, address: str, port: int, inside: bool = False) -> socket.socket | None:
+        """None where another address should be tried. Raises OSError; _QueueFull, only `inside`."""
+        made, asked = await self._make(member, address, inside)
         if made is None:
             return None
         try:
-            code = await _connected(made, (address, port))
+            code = await _connected(made, (address, port), DECIDED if inside else None)
+            if asked is not None and code == 0 and half_open.is_half_open(asked, made):
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, FORGOTTEN)
+                raise _QueueFull
             if code == 0:
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return made
         except BaseException:
             made.close()
             raise
+        finally:
+            if asked is not None:
+                asked.close()
         made.close()
         if code in GOES_ON:
             return None
@@ -98,7 +143,7 @@ class Dialer:
             raise Invalid(f"{host!r} is not an address to listen on in a sandbox: {', '.join(LISTEN_ON)}")
         if not 0 <= port < 65536:
             raise Invalid(f"{port} is not a TCP port: 0 to 65535")
-        made = await self._make(member, host)
+        made, _ = await self._make(member, host)
         if made is None:
             raise Conflict(f"the sandbox has no address of {host}'s family")
         try:
@@ -115,9 +160,9 @@ class Dialer:
             raise
         return made
 
-    async def _make(self, member: Member, address: str) -> socket.socket | None:
+    async def _make(self, member: Member, address: str, asking: bool = False) -> "_Made":
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        call = partial(self._make_inside, member.network(), family)
+        call = partial(self._make_inside, member.network(), family, asking)
         making = asyncio.get_running_loop().run_in_executor(self._thread, call)
         try:
             return await asyncio.shield(making)
@@ -125,30 +170,42 @@ class Dialer:
             making.add_done_callback(_close_made)
             raise
 
-    def _make_inside(self, namespace: int, family: socket.AddressFamily) -> socket.socket | None:
+    def _make_inside(self, namespace: int, family: socket.AddressFamily, asking: bool) -> "_Made":
         """In the thread. Wherever it was left by a failure before, it enters the right namespace first."""
         try:
             linux.setns(namespace, linux.CLONE_NEWNET)
         finally:
             os.close(namespace)
         try:
-            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            return _Made(made, half_open.asking() if asking else None)
         except OSError as error:
             if error.errno == errno.EAFNOSUPPORT:
-                return None
+                return _Made(None, None)
             raise
         finally:
             linux.setns(self._home, linux.CLONE_NEWNET)
 
 
-def _close_made(making: asyncio.Future[socket.socket | None]) -> None:
+class _QueueFull(Exception):
+    """Something listens, and has no room for one more connection."""
+
+
+class _Made(NamedTuple):
+    tcp: socket.socket | None  # None: the sandbox has no addresses of that family
+    asked: socket.socket | None  # for `half_open`
+
+
+def _close_made(making: asyncio.Future[_Made]) -> None:
     """Nobody waits for it any more."""
-    if not making.cancelled() and making.exception() is None and (made := making.result()):
-        made.close()
+    if not making.cancelled() and making.exception() is None:
+        for made in making.result():
+            if made is not None:
+                made.close()
 
 
-async def _connected(made: socket.socket, address: tuple[str, int]) -> int:
-    """0, or the errno."""
+async def _connected(made: socket.socket, address: tuple[str, int], within: float | None) -> int:
+    """0, or the errno. Raises _QueueFull when it is not decided `within` seconds."""
     code = made.connect_ex(address)
     if code != errno.EINPROGRESS:
         return code
@@ -156,13 +213,22 @@ async def _connected(made: socket.socket, address: tuple[str, int]) -> int:
     look.register(made, select.POLLOUT)
     if not look.poll(0):  # on the loopback it is decided by now, as a rule
         loop = asyncio.get_running_loop()
-        decided: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(made, lambda: decided.done() or decided.set_result(None))
+        decided: asyncio.Future[bool] = loop.create_future()
+        late = None if within is None else loop.call_later(within, _decide, decided, False)
+        loop.add_writer(made, _decide, decided, True)
         try:
-            await decided
+            if not await decided:
+                raise _QueueFull
         finally:
             loop.remove_writer(made)
+            if late is not None:
+                late.cancel()
     return made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _decide(decided: asyncio.Future[bool], how: bool) -> None:
+    if not decided.done():
+        decided.set_result(how)
 
 
 def _address(text: str) -> str:
@@ -214,7 +280,7 @@ class DialServer:
 
     def _take(self, caller: "_Caller", asked: Dial) -> None:
         if self._under_way[asked.sandbox] >= UNDER_WAY:
-            busy = Refused(f"{UNDER_WAY} connections into sandbox {asked.sandbox} are being made already")
+            busy = Busy(f"{UNDER_WAY} connections into sandbox {asked.sandbox} are being made already")
             caller.answer(_failed(asked, busy), None)
             return
         self._under_way[asked.sandbox] += 1

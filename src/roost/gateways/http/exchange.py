@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 WITHIN = 90.0  # seconds that a request is held while its sandbox wakes; documented
 PATIENCE = 2.0  # seconds that a browser is held before it gets the page that reloads itself; documented
 ANSWER = 600.0  # seconds from a complete request to the head of its answer
+HEAD = 10.0  # seconds for that head to come whole once it has begun
 REUSE = 15.0  # seconds that a connection may have been unused, for a request that can be sent again
 REUSE_ONCE = 1.0  # … for one that cannot: fewer than servers wait before they close an idle connection
 MOST_KEPT = 64 * 1024  # bytes of a body that are kept to send them again
@@ -90,6 +91,7 @@ class Exchange:
         "_route",
         "_run",
         "_sandbox_ended",
+        "_shown",
         "_task",
         "_tries",
         "_upstream",
@@ -123,6 +125,7 @@ class Exchange:
         self._over = False
         self._tries = 0
         self._paused = False
+        self._shown = ""  # of a head that has not come whole
 
     # -- the client's side ----------------------------------------------------------------------------------
 
@@ -159,7 +162,7 @@ class Exchange:
         self._complete = True
         if self._request.framing is Framing.STREAM:
             self._pass_on(last_chunk([]))
-        if self._upstream is not None:
+        if self._upstream is not None and not self._shown:
             self.deadline = time.monotonic() + ANSWER
 
     def _pass_on(self, data: bytes) -> None:
@@ -245,7 +248,7 @@ class Exchange:
                 with traces.of_wake(self._gateway.tracer, self._request, route):
                     run, upstream = await reaching.connection(self._gateway, host, route, self._unused, deadline)
         except TimeoutError:
-            self._refuse(504, f"the sandbox could not be reached within {WITHIN:.0f} s; try again")
+            self._refuse(504, self._late(route))
         except RoostError as error:
             self._refuse_for(error)
         else:
@@ -257,6 +260,11 @@ class Exchange:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _late(self, route: Route) -> str:
+        if route.run is not None and route.run.awake:
+            return f"the application on port {route.port} took no further connection for {WITHIN:.0f} s: it is busy"
+        return f"the sandbox could not be reached within {WITHIN:.0f} s; try again"
 
     @property
     def _unused(self) -> float:
@@ -279,6 +287,7 @@ class Exchange:
         assert passed is not None
         self._task = None
         self._tries += 1
+        self._shown = ""
         self._upstream = upstream
         upstream.send(self, request.method, request_head(request, passed), request.upgrade is not None)
         if self._paused:
@@ -296,6 +305,8 @@ class Exchange:
 
     def interim(self, response: Response) -> None:
         self._answered = True
+        self._shown = ""
+        self.deadline = time.monotonic() + ANSWER if self._complete else float("inf")
         if not self._request.old:
             self._answer.interim(response.status, response.headers)
 
@@ -309,6 +320,10 @@ class Exchange:
         elif response.framing is Framing.CHUNKED and not self.takes_chunks:
             response = replace(response, framing=Framing.STREAM)
         self._answer.head(response)
+
+    def head_begun(self, shown: str) -> None:
+        self._shown = shown
+        self.deadline = time.monotonic() + HEAD
 
     def data(self, data: bytes) -> None:
         self._answer.data(data)
@@ -341,8 +356,7 @@ class Exchange:
             assert self._route is not None
             self._start(self._send_again())
         else:
-            port = self._route.port if self._route else 0
-            self._refuse(502, f"the application on port {port} failed to answer: {why}")
+            self._refuse(502, f"the application on port {self._port} failed to answer: {why}")
 
     def sandbox_full(self) -> None:
         self._answer.pause_body()
@@ -355,7 +369,15 @@ class Exchange:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.close()
-        self._refuse(504, f"the application did not answer within {ANSWER:.0f} s")
+        if self._shown:
+            began = f"it began with {self._shown} and did not go on within {HEAD:.0f} s"
+            self._refuse(502, f"the application on port {self._port} failed to answer: {began}")
+        else:
+            self._refuse(504, f"the application did not answer within {ANSWER:.0f} s")
+
+    @property
+    def _port(self) -> int:
+        return self._route.port if self._route else 0
 
     def _may_send_again(self, upstream: Upstream | None) -> bool:
         """RFC 9110, 9.2.2: only what may happen twice; and only where the connection, not the application, failed.

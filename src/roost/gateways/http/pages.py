@@ -4,7 +4,7 @@ import html
 import json
 from http import HTTPStatus
 
-from roost.errors import Asleep, Conflict, Forbidden, NoCapacity, NodeUnavailable, NotFound, RoostError
+from roost.errors import Asleep, Busy, Conflict, Forbidden, NoCapacity, NodeUnavailable, NotFound, RoostError
 from roost.gateways.http.request import Request
 from roost.gateways.http.response import lines
 
@@ -26,6 +26,7 @@ STATUSES: dict[type[RoostError], int] = {
     Conflict: 409,
     NoCapacity: 503,
     NodeUnavailable: 503,
+    Busy: 503,
     Asleep: 504,
 }  # all others: 502
 _PAGE = """<!doctype html>

@@ -9,12 +9,17 @@ import httptools
 from roost.gateways.http.request import MAX_HEAD, MAX_LINES, MOST_REMEMBERED, Framing
 
 MAX_ANSWER_HEAD = 2 * MAX_HEAD  # bytes
+MOST_SHOWN = 100  # bytes of what is no answer
 BODILESS = frozenset((204, 304))
 # Lines of a head in lower case that are ours to judge; llhttp has seen to it that lines begin behind CR LF only
 _SPECIAL = re.compile(
     rb"\n(c(?:onnection|ontent-length)|keep-alive|proxy-(?:authenticate|authentication-info|connection)|te"
     rb"|transfer-encoding|upgrade):[ \t]*([^\r]*)"
 )
+
+_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
+_LINE_END = re.compile(rb"\r?\n")
+_BEGINNING = b"HTTP/1."
 
 
 class BadAnswer(Exception):
@@ -43,6 +48,25 @@ class Response:
 def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """As a Response has them."""
     return b"".join([b"\r\n%b: %b" % field for field in headers])
+
+
+def end_of_head(data: bytes) -> int:
+    """Where it ends, also with lines that end with LF alone (RFC 9112, 2.2); 0: not yet."""
+    found = _EMPTY_LINE.search(data)
+    return found.end() if found else 0
+
+
+def with_crlf(head: bytes) -> bytes:
+    return _LINE_END.sub(b"\r\n", head)
+
+
+def may_begin_answer(data: bytes) -> bool:
+    return data[: len(_BEGINNING)] == _BEGINNING[: len(data)]
+
+
+def shown(data: bytes) -> str:
+    """Its beginning, in quotes, with everything escaped that is not plain ASCII."""
+    return repr(data[:MOST_SHOWN])[1:] + (" …" if len(data) > MOST_SHOWN else "")
 
 
 class ResponseReader:

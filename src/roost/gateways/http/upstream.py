@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from roost.gateways.http.framing import BadChunks, Chunks
 from roost.gateways.http.request import Framing
-from roost.gateways.http.response import MAX_ANSWER_HEAD, BadAnswer, Response, ResponseReader
+from roost.gateways.http.response import (
+    MAX_ANSWER_HEAD,
+    BadAnswer,
+    Response,
+    ResponseReader,
+    end_of_head,
+    may_begin_answer,
+    shown,
+    with_crlf,
+)
 
 if TYPE_CHECKING:
     from roost.gateways.http.pool import Pool
@@ -29,6 +38,10 @@ class Listener(Protocol):
     def data(self, data: bytes) -> None: ...
     def flush(self) -> None:
         """Nothing more has come for now."""
+        ...
+
+    def head_begun(self, shown: str) -> None:
+        """A part of its answer's head has come; `shown` is its beginning."""
         ...
 
     def ended(self, trailers: list[tuple[bytes, bytes]]) -> None: ...
@@ -55,6 +68,7 @@ class Upstream(asyncio.Protocol):
         "_pool",
         "_reader",
         "_response",
+        "_sent",
         "_transport",
         "_tunnel",
         "_upgrade",
@@ -76,6 +90,7 @@ class Upstream(asyncio.Protocol):
         self._method = b""
         self._upgrade = False  # the request asks for another protocol
         self._tunnel = False
+        self._sent = False  # a request, ever
         self._head = b""  # what has come of one
         self._interims = 0
         self._response: Response | None = None
@@ -94,7 +109,10 @@ class Upstream(asyncio.Protocol):
         self._listener = listener
         self._method = method
         self._upgrade = upgrade
+        self._sent = True
         self._transport.write(head)
+        if self._head or not self.usable:
+            asyncio.get_running_loop().call_soon(self._take_early, listener)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -136,7 +154,7 @@ class Upstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         listener = self._listener
         if listener is None:
-            self.close()
+            self._hold_early(data)
         elif self._tunnel:
             listener.data(data)
         elif self._response is None:
@@ -149,6 +167,9 @@ class Upstream(asyncio.Protocol):
         if listener is None:
             self._lost = "it closed the connection"
             self._pool.drop(self)
+            return False
+        if self._head:
+            self._fail(f"it closed the connection after {shown(self._head)}")
             return False
         if self._tunnel:
             listener.ended([])
@@ -182,22 +203,38 @@ class Upstream(asyncio.Protocol):
         if listener is not None:
             listener.failed(why)
 
+    def _hold_early(self, data: bytes) -> None:
+        """Nobody has asked it anything: some speak first, and what they are is said to whoever asks."""
+        if self._sent or len(self._head) + len(data) > MAX_ANSWER_HEAD:
+            self.close()
+        else:
+            self._head += data
+
+    def _take_early(self, listener: Listener) -> None:
+        """What came before the request was sent: bytes, or the end."""
+        if self._listener is not listener or self._response is not None:
+            return
+        if self._head:
+            data, self._head = self._head, b""
+            self._take_head(listener, data)
+        if not self.usable and self._listener is listener:
+            self._fail(self._lost or "the connection to it was lost")
+
     def _take_head(self, listener: Listener, data: bytes) -> None:
         while True:
-            if self._head:
+            begun = bool(self._head)
+            if begun:
                 data = self._head + data
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                self._head = data
-                if len(data) > MAX_ANSWER_HEAD:
-                    self._fail("the head of its answer is too large")
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 and not (end := end_of_head(data)):
+                self._await_head(listener, data, begun)
                 return
             self._head = b""
-            head, data = (data, b"") if end + 4 == len(data) else (data[: end + 4], data[end + 4 :])
+            head, data = (data, b"") if end == len(data) else (data[:end], data[end:])
             try:
-                response = self._reader.read(head, self._method)
+                response, data = self._read_head(head, data)
             except BadAnswer as error:
-                self._fail(f"its answer is not HTTP/1.1: {error}")
+                self._fail(f"its answer is not HTTP/1.1: {error}; it sent {shown(head)}")
                 return
             if response.status >= 200 or response.status == 101:
                 break
@@ -213,6 +250,27 @@ class Upstream(asyncio.Protocol):
             self._switch(listener, response, data)
         else:
             self._begin(listener, response, data)
+
+    def _read_head(self, head: bytes, rest: bytes) -> tuple[Response, bytes]:
+        """The answer and what came behind its head. Raises BadAnswer."""
+        try:
+            return self._reader.read(head, self._method), rest
+        except BadAnswer:
+            end = end_of_head(head)  # lines of it may end with LF alone, and then it ends earlier
+            plain = with_crlf(head[:end])
+            if plain == head:
+                raise
+            return self._reader.read(plain, self._method), head[end:] + rest
+
+    def _await_head(self, listener: Listener, data: bytes, begun: bool) -> None:
+        """For the rest of it, if it can become one."""
+        self._head = data
+        if not may_begin_answer(data):
+            self._fail(f"it does not speak HTTP/1.1: it sent {shown(data)}")
+        elif len(data) > MAX_ANSWER_HEAD:
+            self._fail("the head of its answer is too large")
+        elif not begun:
+            listener.head_begun(shown(data))
 
     def _switch(self, listener: Listener, response: Response, data: bytes) -> None:
         if not self._upgrade:
