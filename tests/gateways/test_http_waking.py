@@ -145,14 +145,14 @@ async def test_a_busy_application_is_dialled_a_few_at_a_time_and_everybody_has_h
 
 async def test_who_waits_for_a_connection_gets_the_one_that_another_has_done_with() -> None:
     """A server with one thread that keeps connections takes no second one while the first is open."""
-    held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    held = asyncio.Event()
     async with front() as here, backend() as app, aiohttp.ClientSession() as session:
         name = here.world.add("app", app.port)
         dial = here.world.dial
 
         async def once(sandbox: str, port: int, host: str | None = None) -> socket.socket:
             if here.world.dials:
-                await held
+                await held.wait()
             return await dial(sandbox, port, host)
 
         here.world.dial = once
@@ -161,19 +161,19 @@ async def test_who_waits_for_a_connection_gets_the_one_that_another_has_done_wit
         async with asyncio.timeout(20):
             while sum(call.done() for call in calls) < 20:  # all but those whose dial is under way
                 await asyncio.sleep(0.01)
-        held.set_result(None)
+        held.set()
         for call in calls:
             assert (await call).status == 200
 
 
 async def test_who_leaves_the_line_is_not_waited_for() -> None:
-    held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    held = asyncio.Event()
     async with front() as here, backend() as app:
         name = here.world.add("app", app.port)
         dial = here.world.dial
 
         async def later(sandbox: str, port: int, host: str | None = None) -> socket.socket:
-            await held
+            await held.wait()
             return await dial(sandbox, port, host)
 
         here.world.dial = later
@@ -190,7 +190,7 @@ async def test_who_leaves_the_line_is_not_waited_for() -> None:
         async with asyncio.timeout(10):
             while here.gateway.exchanges:
                 await asyncio.sleep(0.01)
-        held.set_result(None)
+        held.set()
         async with wire(here) as client:
             client.send(get("app"))
             assert (await client.answer()).body == b"ok"
