@@ -29,6 +29,10 @@ class Conflict(RoostError):
     """The present state of the thing forbids this; the text says what to do first."""
 
 
+class Unsaved(Conflict):
+    """The files of a sandbox could not be made a revision; they are kept on their node, and saving is tried again."""
+
+
 class TooLarge(RoostError):
     """The request is larger than the stated limit."""
 

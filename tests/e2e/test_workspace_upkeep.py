@@ -191,7 +191,7 @@ def test_space_of_what_is_listed_no_more_comes_back(unstarted_roost: RunningRoos
     api.call("DELETE", f"/mags-workspaces/{other}")
 
     async def collect(client: NodeClient) -> None:
-        found = await client.collect({1: live, 2: []}, now_ns())
+        found = await client.collect({1: live, 2: []}, [], now_ns())
         assert found.bytes_freed > 30e6
         with pytest.raises(NotFound):
             await client.revision(gone, 1)
@@ -200,6 +200,18 @@ def test_space_of_what_is_listed_no_more_comes_back(unstarted_roost: RunningRoos
     assert unstarted_roost.events("collection.refused") == []
     assert seen(api, name, "wc -c < /root/big") == f"{30 * 2**20}\n"
     assert_whole(unstarted_roost, stored_too)
+
+
+def test_space_comes_back_while_another_workspace_is_in_use(unstarted_roost: RunningRoost) -> None:
+    api = unstarted_roost.start().api
+    good_end(api, "head -c 1M /dev/urandom > /root/file", stored := named("stored"))
+    busy = api.submit("echo on", workspace_id=named("busy"), persistent=True)
+    eventually(lambda: api.status(busy)["status"] == "running")
+    collected(unstarted_roost)
+    assert unstarted_roost.events("collection.refused") == []
+    assert unstarted_roost.events("collection.failed") == []
+    assert_whole(unstarted_roost, stored)
+    api.stop(busy)
 
 
 def test_what_is_too_old_goes_but_never_a_head(unstarted_roost: RunningRoost) -> None:

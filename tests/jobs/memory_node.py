@@ -19,7 +19,7 @@ from roost.clock import now_ns
 from roost.db import secret
 from roost.db.database import Database
 from roost.db.schema import accounts
-from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, Refused, TooLarge
+from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, Refused, TooLarge, Unsaved
 from roost.jobs import job as jobs
 from roost.jobs.job import Job, Keeping, Order, Work
 from roost.jobs.live import LiveJobs
@@ -65,6 +65,7 @@ class Node:
     protocol: int = VERSION
     room: int = 1000
     save_error: str | None = None  # why no final save works
+    kept_raw: str | None = None  # why what is saved at the end is only kept as it is
     states: dict[str, SandboxState] = field(default_factory=dict)
     requests: dict[str, StartSandbox] = field(default_factory=dict)
     files: dict[str, Files] = field(default_factory=dict)  # of each sandbox
@@ -120,10 +121,13 @@ class Node:
         revision = before.revision if before else None
         if wanted is not None and self.save_error is None and cause != "lost":
             revision = self.keep(vm_id, wanted)
+            if self.kept_raw:
+                revision = msgspec.structs.replace(revision, unsaved=self.kept_raw)
+                self.saves[revision.id].revision = revision
         ended = SandboxState(
             id=vm_id, phase="ended", started_ns=10**18, script_ended_ns=10**18 + 5_000_000, exit_code=exit_code,
             cause=cause, reason=reason, ended_ns=10**18 + 6_000_000, revision=revision,
-            save_error=self.save_error if wanted else None, usage=self.used.get(vm_id),
+            save_error=(self.save_error or self.kept_raw) if wanted else None, usage=self.used.get(vm_id),
         )  # fmt: skip
         return self.tell(ended)
 
@@ -213,6 +217,8 @@ class Node:
             raise NotFound("there is no image 'missing'")
         if wanted.start_from is not None and wanted.start_from not in self.saves:
             raise NotFound(f"there is no revision {wanted.start_from}")
+        if wanted.start_from is not None:
+            await self.recover(wanted.start_from)
         if wanted.log is not None and self.written(wanted.log):
             raise Conflict("a sandbox still writes that log")
         self.logs.setdefault(wanted.log or vm_id, [])
@@ -349,9 +355,22 @@ class Node:
             raise NotFound(f"there is no revision {revision}")
         return self.saves[revision].revision
 
-    async def collect(self, live: dict[int, list[str]], before_ns: int) -> Collected:
+    async def unsaved(self) -> list[Revision]:
+        self.reach()
+        return [saved.revision for saved in self.saves.values() if saved.revision.unsaved]
+
+    async def recover(self, revision: str) -> Revision:
+        saved = self.saves[(await self.revision(revision, 1)).id]
+        if self.kept_raw and saved.revision.unsaved:
+            raise Unsaved(f"the files of revision {revision} could not be saved: {self.kept_raw}; they are kept")
+        saved.revision = msgspec.structs.replace(saved.revision, unsaved=None)
+        return saved.revision
+
+    async def collect(self, live: dict[int, list[str]], reserved: list[str], before_ns: int) -> Collected:
         self.reach()
         needed = {one for of_account in live.values() for one in of_account}
+        assert needed <= set(self.saves), "what should be kept is not in the object store"
+        needed |= set(reserved)
         needed |= {wanted.start_from for vm_id, wanted in self.requests.items() if vm_id in self.states}
         needed |= {state.revision.id for state in self.states.values() if state.revision}
         dead = [one for one in self.saves if one not in needed and self.saves[one].revision.created_ns < before_ns]

@@ -217,6 +217,28 @@ async def test_a_cold_job_without_a_workspace_keeps_its_files(opened: Open, node
         assert node.files[run.job.vm_id] == {"root/kept": b"here"}
 
 
+async def test_a_job_whose_files_could_not_be_saved_sleeps_on_and_wakes_with_them_when_they_can(
+    opened: Open, node: Node
+) -> None:
+    async with opened() as live:
+        job, _ = await running(live, node)
+        node.files[job.vm_id]["root/kept"] = b"here"
+        node.kept_raw = "the disk is full"
+        await live.sleep(job, "cold", 5)
+        shown = await reread(live, job)
+        assert (shown.status, shown.depth, shown.error) == ("sleeping", "cold", "the disk is full")
+        for _ in range(2):
+            with pytest.raises(Conflict, match=r"could not be woken.*the disk is full; they are kept"):
+                await live.awake(job, 5)
+            shown = await reread(live, job)
+            assert (shown.status, shown.depth) == ("sleeping", "cold")
+            assert shown.error and "could not be woken" in shown.error
+            await until(lambda: live.run_of(job) is None)
+        node.kept_raw = None
+        run = await live.awake(job, 5)
+        assert node.files[run.job.vm_id]["root/kept"] == b"here"
+
+
 async def test_a_request_while_it_goes_cold_waits_and_wakes_it(opened: Open, node: Node) -> None:
     async with opened() as live:
         job, old = await frozen(live, node)

@@ -24,6 +24,7 @@ from pathlib import Path
 from roost.errors import NodeUnavailable
 from roost.node.client import NodeClient
 from roost.node.protocol import Limits, SandboxState, StartProcess, StartSandbox, StopSandbox
+from tests.processes import kept
 
 from .guest_world import LIMIT, lay_image, own_number
 
@@ -68,6 +69,7 @@ class RealNode:
             self.process = await asyncio.create_subprocess_exec(
                 *command_of(self.directory, self.number), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        kept.add(self.process.pid)  # of a start that a test made, too; leaving the node ends it
         deadline = time.monotonic() + START
         while True:
             try:

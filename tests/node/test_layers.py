@@ -13,13 +13,15 @@ import pytest
 
 from roost import ids
 from roost.errors import NotFound, StoreUnavailable
+from roost.node import layers
 from roost.node.arrears import Arrears, Pause
 from roost.node.depot import Depot, StoreSettings
 from roost.node.disk import Disks, unmount
 from roost.node.images import ImageStore
 from roost.node.layers import DEEPEST, Layers
 from roost.node.places import mount_overlay
-from roost.node.protocol import Revision, SaveRequest
+from roost.node.protocol import Limits, Revision, SandboxState, SaveRequest
+from roost.node.record import Record
 from roost.node.saver import Saver
 from roost.node.sync import Options, Vault, collect, open_store
 from roost.node.uploads import Uploads
@@ -85,11 +87,17 @@ class Node:
                 request = SaveRequest(revision=name, account=ACCOUNT, upload=upload)
                 if base:
                     return await self.saver.keep_edit(request, disk, base)
-                return await self.saver._keep(request, disk, 0, None, None, self.image)
+                return await self.saver.keep(self._record(request), disk, 0, None)
         finally:
             root.rmdir()
             disk.remove()
             disk.mountpoint.rmdir()
+
+    def _record(self, request: SaveRequest) -> Record:
+        """Of a sandbox that begins empty."""
+        state = SandboxState(id=request.revision, phase="running")
+        limits = Limits(vcpus=1, memory_mb=64, disk_gb=1, pids=16, timeout_seconds=0)
+        return Record(state=state, boot="", member=None, image_content=self.image, limits=limits, save=request)
 
     @contextlib.asynccontextmanager
     async def standing(self, base: Revision | None) -> AsyncIterator[list[Path]]:
@@ -318,3 +326,47 @@ async def test_a_flattened_stack_is_the_same_and_lists_no_ghosts(node: Node) -> 
         assert (lowers[0] / "dir" / "of-the-image").exists()  # a whiteout that is needed
         assert not (lowers[0] / "dir" / "mine").exists()
     node.close()
+
+
+# ---- mounts ----
+
+
+def mounts(node: Node) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if line.split()[4].startswith(f"{node.place}/layers/")]
+
+
+async def test_a_layer_is_mounted_while_it_is_used_and_not_for_long_after(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "REST", 0.05)
+    first = await node.write("echo 1 > one")
+    second = await node.write("echo 2 > two", base=first)
+    async with node.standing(second):
+        assert len(mounts(node)) == 2
+        async with node.standing(second):
+            pass
+        await asyncio.sleep(0.2)
+        assert len(mounts(node)) == 2
+    await until(lambda: mounts(node) == [])
+    assert await node.told(second, "cat one two") == "1\n2\n"
+    await until(lambda: mounts(node) == [])
+
+
+async def test_only_so_many_layers_stay_mounted_for_nobody(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "RESTING", 2)
+    made = [await node.write(f"echo {number} > file") for number in range(5)]
+    for number, one in enumerate(made):
+        assert await node.told(one, "cat file") == f"{number}\n"
+    await until(lambda: len(mounts(node)) == 2)
+
+
+async def test_what_is_only_held_is_not_mounted_and_stays(node: Node) -> None:
+    """As sandboxes do that a restarted node takes over."""
+    made = await node.write("echo 1 > one")
+    node = node.again()
+    held = node.layers.hold(made.id)
+    assert mounts(node) == []
+    assert node.layers.collect(set()) == (0, 0)
+    held.release()
+    assert node.layers.collect(set())[0] == 1

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import insert, select, update
 
@@ -107,7 +108,8 @@ async def test_what_is_pinned_chosen_or_being_written_is_live(opened: Open, node
             await collected.run()
             assert await left(live) == [ids[1]]
             live_ids = await collected.live()
-            assert {account: set(kept) for account, kept in live_ids.items()} == {1: {*ids, job.save_revision, writing}}
+            assert {account: set(kept) for account, kept in live_ids.items()} == {1: {*ids}}
+            assert set(await collected.reserved()) == {job.save_revision, writing}
             assert sorted(node.saves) == sorted([*ids, writing])
 
 
@@ -169,3 +171,24 @@ async def test_expired_and_broken_off_uploads_go_unless_a_job_awaits_them(opened
         await collection(live, node).run()
         assert set(node.uploads) == {fresh, awaited}
         assert {row.id for row in await base(live).read(select(files.c.id))} == {fresh, awaited}
+
+
+async def test_the_id_of_a_save_to_come_is_not_a_revision_that_must_be_there(opened: Open, node: Node) -> None:
+    """Otherwise one unfinished job would have the store refuse every collection of its account."""
+    async with opened() as live:
+        await until(lambda: live.link.is_up)
+        ids = await history(live, node, [40, 1], head=1)
+        job = await live.submit(1, keeping(workspace="other", persistent=True))
+        old(node, "d" * 16)
+        await collection(live, node).run()
+        assert job.save_revision not in node.saves
+        assert sorted(node.saves) == [ids[1]]
+
+
+async def test_what_could_not_be_saved_yet_stays_however_old_it_is(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        await until(lambda: live.link.is_up)
+        ids = await history(live, node, [400, 300, 200, 100, 1], head=4)
+        node.saves[ids[1]].revision = msgspec.structs.replace(node.saves[ids[1]].revision, unsaved="the disk is full")
+        await collection(live, node, revisions=1).run()
+        assert await left(live) == [ids[1], ids[4]] == sorted(node.saves)

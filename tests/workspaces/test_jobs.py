@@ -82,16 +82,6 @@ async def test_a_workspace_is_saved_on_the_node_and_the_next_job_begins_from_it(
         assert node.files[job.vm_id] == {"notes": b"1"}
 
 
-async def test_a_disk_smaller_than_what_the_workspace_holds_is_refused(opened: Open, node: Node) -> None:
-    async with opened() as live:
-        made = await filled(live, node, "w", a=b"1")
-        await base(live).write(update(revisions).where(revisions.c.id == made).values(size=5 * heads.GIB // 2))
-        await heads.require_room(base(live), 1, "w", 3)
-        await heads.require_room(base(live), 1, "new", 1)
-        with pytest.raises(Invalid, match=r"holds 2\.5 GB, which 2 GB cannot take; give at least 3"):
-            await heads.require_room(base(live), 1, "w", 2)
-
-
 async def test_a_base_is_begun_from_and_never_saved_to(opened: Open, node: Node) -> None:
     async with opened() as live:
         first = await filled(live, node, "b", tool=b"x")
@@ -237,6 +227,27 @@ async def test_a_save_that_fails_leaves_the_head_and_ends_the_job_as_an_error(op
         assert (result.status, result.exit_code) == ("error", 0)
         assert result.error == "the workspace could not be saved: the disk is full; the workspace stays as it was"
         assert await head(live, "w") == first
+
+
+async def test_files_that_could_only_be_kept_are_the_head_and_the_next_job_begins_from_them(
+    opened: Open, node: Node
+) -> None:
+    async with opened() as live:
+        await filled(live, node, "w", a=b"1")
+        node.kept_raw = "the disk is full"
+        job = await running(live, node, workspace="w")
+        node.files[job.vm_id]["a"] = b"2"
+        node.end(job.vm_id)
+        result = await ended(live, job)
+        assert (result.status, result.exit_code) == ("error", 0)
+        assert result.error and "the disk is full" in result.error and "stays as it was" not in result.error
+        assert await head(live, "w") == job.save_revision
+        refused = await live.submit(1, keeping(workspace="w"))
+        assert "the disk is full; they are kept" in ((await ended(live, refused)).error or "")
+        assert await head(live, "w") == job.save_revision
+        node.kept_raw = None
+        again = await running(live, node, workspace="w")
+        assert node.files[again.vm_id]["a"] == b"2"
 
 
 async def test_a_job_whose_sandbox_was_lost_begins_again_from_its_last_sync(opened: Open, node: Node) -> None:

@@ -107,7 +107,7 @@ async def test_conditions_of_the_node_arrive_as_what_they_were(tmp_path: Path) -
         with pytest.raises(NotFound):
             await node.revision("e" * 16, 3)
         with pytest.raises(NotFound):
-            await node.collect({3: []}, 1)
+            await node.collect({3: []}, [], 1)
 
 
 async def test_a_node_that_is_not_there_is_unavailable(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ ROUTES = [
     workspaces.remove,  #   DELETE /mags-workspaces/{id}
     workspaces.list_revisions,  #  GET    /mags-workspaces/{id}/revisions
     workspaces.restore,  #  POST   /mags-workspaces/{id}/restore
+    workspaces.recover,  #  POST   /mags-workspaces/{id}/recover
     workspaces.check,  #    GET    /mags-workspaces/{id}/check
     workspace_files.read,  # GET   /mags-workspaces/{id}/files/{path}
     workspace_files.write,  # PUT  /mags-workspaces/{id}/files/{path}

@@ -137,8 +137,6 @@ async def require_files(plane: ControlPlane, account_id: int, order: Order) -> N
     keeping = order.keeping
     if keeping.base_workspace is not None:
         await revisions.require_base(plane.database, account_id, keeping.base_workspace, keeping.base_revision)
-    if keeping.workspace is not None:
-        await revisions.require_room(plane.database, account_id, keeping.workspace, order.disk_gb)
     if order.file_ids:
         await uploads.require(plane.database, account_id, list(order.file_ids))
 

@@ -12,7 +12,7 @@ from roost.api.bodies import JsonBody
 from roost.api.mags import MAX_PAGE, Stopped
 from roost.api.plane import Plane
 from roost.clock import rfc3339
-from roost.errors import NotFound
+from roost.errors import NotFound, Unsaved
 from roost.node import protocol
 from roost.workspaces import revisions, workspace
 from roost.workspaces.revisions import Revision
@@ -23,6 +23,13 @@ Name = Annotated[str, Parameter(description="Name of a workspace")]
 MAX_LISTED = 10_000  # official clients ask for no page and expect everything
 
 
+class UnsavedFiles(msgspec.Struct, frozen=True):
+    """What a sandbox has left and what could not be saved yet: it is kept as it is, and saving is tried again."""
+
+    revision: str
+    error: str
+
+
 class WorkspaceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     workspace_id: str
     job_count: int  # that wrote to it
@@ -31,6 +38,7 @@ class WorkspaceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     persistent: bool  # in the object store
     created_at: str
     revision: str | None = None  # its head
+    unsaved: list[UnsavedFiles] = []
 
 
 class WorkspaceList(msgspec.Struct, frozen=True):
@@ -49,6 +57,7 @@ class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     parent: str | None = None
     request_id: str | None = None  # of the job that made it; an edit has none
     periodic: bool = False  # the next save replaces it
+    unsaved: str | None = None  # why its files cannot be used yet; they are kept, and saving is tried again
 
 
 class RevisionPage(msgspec.Struct, frozen=True):
@@ -69,6 +78,13 @@ class Restored(msgspec.Struct, frozen=True):
     revision: str
 
 
+class Recovered(msgspec.Struct, frozen=True):
+    success: bool
+    message: str
+    recovered: list[str]  # revisions
+    unsaved: list[UnsavedFiles]  # that still cannot be saved
+
+
 class Check(msgspec.Struct, frozen=True):
     workspace_id: str
     ok: bool
@@ -85,7 +101,8 @@ async def list_workspaces(
     page_size: Annotated[int, Parameter(ge=1, le=MAX_LISTED)] = MAX_LISTED,
 ) -> WorkspaceList:
     found = await workspace.page(plane.database, request.user.id, page, page_size)
-    return WorkspaceList([_record(listed) for listed in found.workspaces], found.total)
+    unsaved = await revisions.unsaved(plane.database, plane.node, request.user.id)
+    return WorkspaceList([_record(listed, unsaved) for listed in found.workspaces], found.total)
 
 
 @delete("/mags-workspaces/{id:str}", status_code=200, summary="Delete a workspace and its revisions")
@@ -106,7 +123,8 @@ async def list_revisions(
     found = await workspace.find(plane.database, request.user.id, id)
     listed = await revisions.page(plane.database, found, page, page_size)
     true = await revisions.followed(plane.database, plane.node, found, listed.revisions)
-    records = [_revision(one, found.head) for one in true]
+    unsaved = {one.id: one.unsaved for one in await revisions.unsaved_of(plane.database, plane.node, found)}
+    records = [_revision(one, found.head, unsaved.get(one.id)) for one in true]
     return RevisionPage(id, records, listed.total, page, page_size)
 
 
@@ -150,7 +168,27 @@ async def check(request: Caller, plane: Plane, id: Name, read_data: bool = False
     return Check(id, not missing and not problems, checked, missing, problems)
 
 
-def _record(listed: Listed) -> WorkspaceRecord:
+@post(
+    "/mags-workspaces/{id:str}/recover",
+    status_code=200,
+    summary="Save what could not be saved before",
+    description="Files that a sandbox has left and that could not be saved are kept on the node as they are. "
+    "This tries to save them now; starting a job from them does so too.",
+)
+async def recover(request: Caller, plane: Plane, id: Name) -> Recovered:
+    found = await workspace.find(plane.database, request.user.id, id)
+    done, left = list[str](), list[UnsavedFiles]()
+    for one in await revisions.unsaved_of(plane.database, plane.node, found, require=True):
+        try:
+            await revisions.recover(plane.database, plane.node, one.id)
+            done.append(one.id)
+        except Unsaved as error:
+            left.append(UnsavedFiles(one.id, str(error)))
+    what = f"{len(done)} revision(s) of workspace '{id}' saved" if done or left else f"All of workspace '{id}' is saved"
+    return Recovered(not left, f"{what}; {len(left)} still cannot be" if left else what, done, left)
+
+
+def _record(listed: Listed, unsaved: dict[int, list[protocol.Revision]]) -> WorkspaceRecord:
     one = listed.workspace
     return WorkspaceRecord(
         workspace_id=one.name,
@@ -160,10 +198,11 @@ def _record(listed: Listed) -> WorkspaceRecord:
         persistent=one.persistent,
         created_at=rfc3339(one.created_ns),
         revision=one.head,
+        unsaved=[UnsavedFiles(left.id, left.unsaved or "") for left in unsaved.get(one.id, ())],
     )
 
 
-def _revision(one: Revision, head: str | None) -> RevisionRecord:
+def _revision(one: Revision, head: str | None, unsaved: str | None) -> RevisionRecord:
     return RevisionRecord(
         revision=one.id,
         head=one.id == head,
@@ -175,4 +214,5 @@ def _revision(one: Revision, head: str | None) -> RevisionRecord:
         parent=one.parent,
         request_id=one.request_id,
         periodic=one.periodic,
+        unsaved=unsaved,
     )

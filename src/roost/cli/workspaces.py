@@ -25,7 +25,7 @@ PAGE = 100
 
 @click.group()
 def workspace() -> None:
-    """List, delete, check and restore workspaces."""
+    """List, delete, check, recover and restore workspaces."""
 
 
 @workspace.command("list")
@@ -46,7 +46,14 @@ def list_workspaces(api: Api, raw: bool) -> None:
         ]
         for one in answer["workspaces"]
     ]
-    return print_table(["WORKSPACE", "JOBS", "LAST USED", "ACTIVE", "KEPT IN"], rows)
+    print_table(["WORKSPACE", "JOBS", "LAST USED", "ACTIVE", "KEPT IN"], rows)
+    for one in answer["workspaces"]:
+        for left in one.get("unsaved", ()):
+            name = word(one["workspace_id"])
+            click.echo(
+                f"{name}: {left['revision']} is not saved yet: {word(left['error'])}; roost workspace recover {name}"
+            )
+    return None
 
 
 @workspace.command()
@@ -76,7 +83,13 @@ def revisions(api: Api, name: str, page: int, raw: bool) -> None:
         ["*" if one["head"] else " ", one["revision"], one["created_at"], _megabytes(one["size"]), _maker(one)]
         for one in answer["revisions"]
     ]
-    return print_table([" ", "REVISION", "CREATED", "SIZE", "MADE BY"], rows)
+    print_table([" ", "REVISION", "CREATED", "SIZE", "MADE BY"], rows)
+    for one in answer["revisions"]:
+        if one.get("unsaved"):
+            click.echo(
+                f"{one['revision']} is not saved yet: {word(one['unsaved'])}; roost workspace recover {word(name)}"
+            )
+    return None
 
 
 @workspace.command()
@@ -88,6 +101,20 @@ def restore(api: Api, name: str, revision: str, raw: bool) -> None:
     """Let the next job begin from an older revision."""
     answer = api.call("POST", f"{_path(name)}/restore", {"revision": revision})
     print_json(answer) if raw else click.echo(answer["message"])
+
+
+@workspace.command()
+@click.argument("name", type=WORKSPACE)
+@as_json
+@api_options
+def recover(api: Api, name: str, raw: bool) -> None:
+    """Save now what could not be saved before; status 1 if something still cannot be."""
+    answer = api.call("POST", f"{_path(name)}/recover", timeout=CHECKING)
+    print_json(answer) if raw else click.echo(answer["message"])
+    for left in () if raw else answer["unsaved"]:
+        click.echo(f"  {word(left['error'])}")
+    if not answer["success"]:
+        raise click.exceptions.Exit(1)
 
 
 @workspace.command()

@@ -429,6 +429,13 @@ def record_waking(database: Database, job: Job) -> None:
     database.write_soon(row.values(depth="waking"))
 
 
+async def record_still_cold(database: Database, job: Job, note: str) -> Job:
+    """It was to be woken, and could not be; the job as it is now. Raises StateUnwritable."""
+    row = update(jobs).where(jobs.c.seq == job.seq, jobs.c.vm_id == job.vm_id, jobs.c.ended_ns.is_(None))
+    await database.write(row.values(status="sleeping", depth="cold", error=note))
+    return await reread(database, job)
+
+
 async def keep_awake(database: Database, job: Job, until_ns: int) -> None:
     await database.write(update(jobs).where(jobs.c.seq == job.seq).values(keepalive_ns=until_ns))
 

@@ -304,6 +304,8 @@ class LiveJobs:
                 await _first(run.entered.wait(), run.left.wait())
                 if run.awake:
                     continue
+                if run.refusal is not None:
+                    raise Conflict(f"job {job.name!r} could not be woken: {run.refusal}")
             if self._present.get(job.seq) is run:
                 await asyncio.sleep(0)  # its last steps
 

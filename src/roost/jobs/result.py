@@ -51,10 +51,15 @@ def _known(job: Job, state: SandboxState) -> bool:
 def _unsaved(job: Job, state: SandboxState) -> str | None:
     """Why the end state of its files is not the workspace's."""
     if state.save_error is not None:
-        return STAYS.format(state.save_error)
-    if job.workspace is None or (state.revision is not None and state.revision.id == job.save_revision):
+        return state.save_error if kept(job, state) else STAYS.format(state.save_error)
+    if job.workspace is None or kept(job, state):
         return None
     return STAYS.format(UNSAVED)
+
+
+def kept(job: Job, state: SandboxState) -> bool:
+    """Whether its last files are the job's final save, usable already or not yet."""
+    return state.revision is not None and state.revision.id == job.save_revision
 
 
 _UNSAID = {

@@ -15,6 +15,7 @@ import msgspec
 
 from roost.db.database import Database
 from roost.db.secret import Secret
+from roost.errors import RoostError
 from roost.jobs.job import Depth, Job, Result, Work
 from roost.jobs.metering import Metering
 from roost.jobs.result import script_ended
@@ -82,6 +83,7 @@ class Run:
         self.stop_requested = job.stop_requested
         self.shutting_down = False
         self.result: Result | None = None
+        self.refusal: RoostError | None = None  # why it could not be woken; it sleeps cold again
         self.woken_by: str | None = None  # `traceparent` of what woke it from cold
         self.metered = False  # all that its sandbox has used is in the database
         self.uses = 0  # requests, connections, sessions, commands and readers that are open

@@ -175,9 +175,9 @@ async def _cool(run: Run, means: Means) -> bool:
             await means.link.again()
         except NotFound:
             run.hear(lost(run.job))
-    if run.stop_requested or (run.state is not None and run.state.save_error):
+    if run.stop_requested or _lost_files(run):
         return False
-    return await _go_cold(run, means, None)
+    return await _go_cold(run, means, _save_error(run))
 
 
 def _save_of(run: Run) -> SaveRequest | None:
@@ -224,6 +224,38 @@ async def _go_cold(run: Run, means: Means, note: str | None) -> bool:
     return True
 
 
+def _save_error(run: Run) -> str | None:
+    return None if run.state is None else run.state.save_error
+
+
+def _lost_files(run: Run) -> bool:
+    """Whether its files were neither saved nor kept as they are."""
+    return _save_error(run) is not None and _final_save(run) is None
+
+
+async def stay_cold(run: Run, means: Means, refusal: RoostError) -> None:
+    """Its next sandbox could not be started. The job sleeps on with its files, and says why; who waits for it is told.
+
+    Ended, it would leave files without a workspace to nobody.
+    """
+    note = f"it could not be woken: {refusal}"
+    while True:
+        try:
+            job = await jobs.record_still_cold(means.database, run.job, note)
+            break
+        except StateUnwritable as error:
+            log.warning("job.unrecorded", request_id=run.job.request_id, error=str(error))
+            await asyncio.sleep(WRITE_AGAIN)
+    log.warning("job.unwoken", request_id=run.job.request_id, vm_id=run.job.vm_id, error=str(refusal))
+    run.refusal, run.wake_wanted = refusal, False
+    if run.lease is not None:
+        means.placement.release(run.lease)
+        run.lease = None
+    means.went_cold(run, job)
+    run.attached.set()
+    run.left.set()
+
+
 def _final_save(run: Run) -> Revision | None:
     revision = None if run.state is None else run.state.revision
     return revision if revision is not None and revision.id == run.job.save_revision else None
@@ -236,8 +268,8 @@ async def recovered(run: Run, means: Means) -> bool:
     """Of a sandbox that has ended: whether its job goes on in another one, now or when it is woken."""
     if not run.job.persistent or run.stop_requested or run.state is None or run.state.phase != "ended":
         return False
-    if run.job.depth == "cooling" and not run.state.save_error:
-        return await _go_cold(run, means, None)
+    if run.job.depth == "cooling" and not _lost_files(run):
+        return await _go_cold(run, means, _save_error(run))
     why = run.state.reason or (LOST if run.state.cause == "lost" else "the sandbox ended by itself")
     if not run.job.no_sleep:
         if run.state.cause != "lost" or run.job.workspace is None:

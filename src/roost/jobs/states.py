@@ -69,6 +69,9 @@ async def starting(run: Run, means: Means) -> Move | None:
         await asyncio.sleep(WRITE_AGAIN)
         return starting
     except RoostError as refusal:
+        if run.job.wakes and not run.stop_requested:
+            await sleep.stay_cold(run, means, refusal)
+            return None
         run.result = Result("error", error=str(refusal))
         return finishing
     run.work = None

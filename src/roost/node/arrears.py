@@ -1,6 +1,6 @@
-"""Layers that the object store should have and could not take: sent again until it has them.
+"""Saves that did not come to their end: files that could not be made a layer, and layers that the store did not take.
 
-What is owed stands beside the layer on the disk (`layers.Kept.owed`), so a node that starts again goes on with it. A
+What is owed stands beside the layer on the disk (`layers.Kept`), so a node that starts again goes on with it. A
 round ends where the store does not answer; the pause before the next doubles until the store has taken something.
 """
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from roost.errors import StateUnwritable, StoreUnavailable
+from roost.errors import RoostError, StateUnwritable, StoreUnavailable
+from roost.node.protocol import Revision
 
 if TYPE_CHECKING:
     from roost.node.layers import Layers
@@ -65,10 +66,22 @@ class Arrears:
         for account, revision in await asyncio.to_thread(self._layers.owed):
             if not self._layers.has(revision.id):
                 continue  # collected meanwhile
-            error = await self._saver.upload(account, revision.id)
+            error = await self._settle(account, revision)
             if error is None:
-                log.info("revision.stored", revision=revision.id)
                 paid = True
             elif isinstance(error, StoreUnavailable | StateUnwritable):
                 break
         return paid
+
+    async def _settle(self, account: int | None, revision: Revision) -> RoostError | OSError | None:
+        """What still hinders it."""
+        try:
+            if revision.unsaved:
+                await self._saver.recover(revision.id)
+            error = None if account is None else await self._saver.upload(account, revision.id)
+        except Exception as fault:  # of this one; the others are not held up
+            log.exception("arrears.fault", revision=revision.id)
+            return fault if isinstance(fault, RoostError) else RoostError(type(fault).__name__)
+        if error is None:
+            log.info("arrears.settled", revision=revision.id)
+        return error

@@ -228,11 +228,18 @@ class NodeClient:
         """Looks at every byte if asked to, which takes as long as reading them."""
         return await self._call("POST", "/v1/revisions/check", Checked, request, SAVE)
 
-    async def collect(self, live: dict[int, list[str]], before_ns: int) -> Collected:
+    async def unsaved(self) -> list[Revision]:
+        """What could not be saved yet, of all accounts."""
+        return await self._call("GET", "/v1/unsaved", list[Revision])
+
+    async def recover(self, id: str) -> Revision:
+        """Saves now what could not be saved before. Raises Unsaved with why it still cannot, NotFound."""
+        return await self._call("POST", f"/v1/revisions/{id}/recover", Revision, None, SAVE)
+
+    async def collect(self, live: dict[int, list[str]], reserved: list[str], before_ns: int) -> Collected:
         """`live` must hold, by account, every revision made before `before_ns` that anybody may still want."""
-        return await self._call(
-            "POST", "/v1/revisions/collect", Collected, Collect(live=live, before_ns=before_ns), SAVE
-        )
+        wanted = Collect(live=live, before_ns=before_ns, reserved=reserved)
+        return await self._call("POST", "/v1/revisions/collect", Collected, wanted, SAVE)
 
     async def put_file(self, id: str, chunks: AsyncIterator[bytes], limit: int) -> int:
         """Keeps an upload; its size. Raises TooLarge, and whatever `chunks` raises; nothing is kept then."""

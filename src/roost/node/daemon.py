@@ -89,9 +89,17 @@ class Node:
     """The protocol's calls, each: read, do, answer."""
 
     def __init__(
-        self, ground: Ground, sandboxes: Sandboxes, images: ImageStore, pool: Pool, layers: Layers, depot: Depot
+        self,
+        ground: Ground,
+        sandboxes: Sandboxes,
+        images: ImageStore,
+        pool: Pool,
+        layers: Layers,
+        depot: Depot,
+        saver: Saver,
     ) -> None:
         self._layers = layers
+        self._saver = saver
         self._depot = depot
         self._ground = ground
         self._sandboxes = sandboxes
@@ -120,6 +128,8 @@ class Node:
             web.delete("/v1/images/{name}", self.remove_image),
             web.post("/v1/sandboxes/{id}/save", self.save),
             web.get("/v1/revisions/{id}", self.revision),
+            web.get("/v1/unsaved", self.unsaved),
+            web.post("/v1/revisions/{id:[0-9a-f]{16}}/recover", self.recover),
             web.post("/v1/revisions/collect", self.collect),
             web.post("/v1/revisions/check", self.check),
         ]
@@ -213,6 +223,12 @@ class Node:
         if self._layers.has(id):
             return answer(self._layers.find(id))
         return answer(await self._depot.find(int(account), id))
+
+    async def unsaved(self, request: web.Request) -> web.Response:
+        return answer(await asyncio.to_thread(self._layers.unsaved))
+
+    async def recover(self, request: web.Request) -> web.Response:
+        return answer(await self._saver.recover(request.match_info["id"]))
 
     async def collect(self, request: web.Request) -> web.Response:
         body = await read(request, Collect)
@@ -395,7 +411,7 @@ async def _run(settings: NodeSettings) -> None:
         pool.open()
         sandboxes.open()
         arrears.open()
-        node = Node(ground, sandboxes, images, pool, layers, depot)
+        node = Node(ground, sandboxes, images, pool, layers, depot, saver)
         sessions = Sessions(sandboxes.running)
         processes = ProcessCalls(sandboxes.processes, node.stream)
         routes = [*node.routes(), *files.routes(), *sessions.routes(), *processes.routes()]

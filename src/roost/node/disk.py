@@ -2,7 +2,8 @@
 
 So the limit is the file system's own (ENOSPC inside, on any kernel), one guest's inodes, fsyncs and full disk are not
 another's, and giving space back is unlinking a file. Made when a pool member is made, off the hot path. The layer that
-a guest writes is `upper`, beside overlayfs's `work`.
+a guest writes is `upper`, beside overlayfs's `work`. What the layers below it hold counts against it as `ballast`, so
+that the limit is one of all that the sandbox sees above its image, and `df` in it says so.
 """
 
 import asyncio
@@ -10,21 +11,27 @@ import errno
 import fcntl
 import os
 import struct
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from roost import linux
-from roost.errors import SetupMissing, about
+from roost.errors import Damaged, SetupMissing, about
 
 GIB = 1024**3
 _LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO_BYTES = 232  # struct loop_info64, which begins with the device and inode of the file
+_E2FSCK_MENDED = 1
+REPAIR_SECONDS = 600
 _LOOP_CONFIGURE = 0x4C0A
 _MS_NOATIME = 1024
 _LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 4, 16
 _LOOP_CONFIG = struct.Struct("<II 5Q4I64s64s32s2Q 8Q")  # struct loop_config with its loop_info64
 BLOCK = 4096
 BYTES_PER_INODE = 8192
+FLOOR = 32 * 1024 * 1024  # bytes that can be written to any disk, so that what is below can be deleted
 SEAL_SECONDS = 5.0  # that a killed process may take to let go of its files
 MOUNT_OPTIONS = "noinit_itable,discard,errors=remount-ro"  # discard: what the guest deletes, the node gets back
 # Of writable overlays, whatever the kernel's own defaults are: each layer can be read, merged and moved by itself.
@@ -98,6 +105,24 @@ class Disk:
     def work(self) -> Path:
         return self.mountpoint / "work"
 
+    @property
+    def ballast(self) -> Path:
+        """Takes its size from what can be written, and no room on the node: its blocks are never written to."""
+        return self.mountpoint / "ballast"
+
+    def hold(self, held: int) -> int:
+        """Let it seem to hold so many bytes already, less where FLOOR would not be left free; how many it does."""
+        status = os.statvfs(self.mountpoint)
+        possible = min(held, status.f_bavail * status.f_frsize - FLOOR)
+        if possible <= 0:
+            return 0
+        fd = os.open(self.ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, possible)
+        finally:
+            os.close(fd)
+        return possible
+
     def remove(self) -> None:
         """Safe to repeat, and after a crash between any of its steps."""
         remove_disk(self.image, self.mountpoint)
@@ -130,6 +155,32 @@ def seal(disk: Disk) -> None:
             time.sleep(0.01)
     with disk.image.open("rb") as image:
         os.fsync(image.fileno())
+
+
+def is_attached(image: Path) -> bool:
+    """Whether any loop device has this file: what is mounted twice at once is soon two different file systems."""
+    status = image.stat()
+    return any(_backing_file(device) == (status.st_dev, status.st_ino) for device in Path("/sys/block").glob("loop*"))
+
+
+def _backing_file(device: Path) -> tuple[int, int] | None:
+    if not (device / "loop/backing_file").exists():
+        return None
+    info = bytearray(_LOOP_INFO_BYTES)
+    try:
+        with open(f"/dev/{device.name}", "rb") as file:
+            fcntl.ioctl(file, _LOOP_GET_STATUS64, info)
+    except OSError:  # it has just been let go
+        return None
+    return struct.unpack_from("=QQ", info)
+
+
+def repair(image: Path) -> None:
+    """After a crash: what e2fsck mends without asking. Raises Damaged."""
+    argv = ["e2fsck", "-p", str(image)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=REPAIR_SECONDS)
+    if done.returncode > _E2FSCK_MENDED:
+        raise Damaged(f"its disk is damaged: {(done.stdout + done.stderr).strip()[-500:]}")
 
 
 def remove_disk(image: Path, mountpoint: Path) -> None:

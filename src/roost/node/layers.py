@@ -20,31 +20,41 @@ import msgspec
 import structlog
 
 from roost import linux
-from roost.errors import NotFound
+from roost.errors import Conflict, NotFound, RoostError, Unsaved, reason
 from roost.node.canonical import canonicalise
 from roost.node.depot import Depot, Found, Saved, Source, Used
-from roost.node.disk import BYTES_PER_INODE, GIB, Disk, Disks, mount_image, seal, unmount
+from roost.node.disk import BYTES_PER_INODE, GIB, Disk, Disks, is_attached, mount_image, repair, seal, unmount
 from roost.node.images import Hold, ImageStore
 from roost.node.protocol import Revision
 from roost.node.prune import prune
 from roost.node.usage import grown
 
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
+REST = 15.0  # seconds that a layer stays mounted after its last use: mounting one takes some milliseconds
+RESTING = 64  # layers at most that are mounted so
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Raw(msgspec.Struct, frozen=True):
+    """`first_id`: what container id 0 is on the disk. `error`: what hindered making a layer of it, so far."""
+
+    first_id: int
+    error: str = "it is being saved"
 
 
 class Kept(msgspec.Struct, frozen=True):
     """The file beside a layer's disk image. `parent`: the layer below, None for one that stands on the image alone.
 
     It names its disk image, so that replacing a layer by a flat one is one step. `owed`: the account in whose part of
-    the object store it should be, and is not yet.
+    the object store it should be, and is not yet. `raw`: its disk is still as its sandbox left it.
     """
 
     revision: Revision
     parent: str | None
     disk: str
     owed: int | None = None
+    raw: Raw | None = None
 
 
 @dataclass
@@ -52,7 +62,7 @@ class Stack:
     """What a sandbox starts from. Pinned until `release`, also against a crash of nothing but this process."""
 
     revision: Revision
-    lowers: list[Path]  # the newest layer first; the image's root file system last
+    lowers: list[Path]  # the newest layer first; the image's root file system last; none of one that was only held
     _layers: "Layers"
     _ids: list[str]
     _hold: Hold
@@ -60,6 +70,11 @@ class Stack:
     @property
     def image(self) -> str:
         return self._hold.content
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files above the image."""
+        return self.revision.size
 
     def release(self) -> None:
         self._hold.release()
@@ -78,28 +93,45 @@ class Layers:
         self._pins: dict[str, int] = {}
         self._leaving = threading.Lock()  # held to choose what to pin or to remove; both must not choose the same
         self._mounting: dict[str, asyncio.Lock] = {}
+        self._resting: dict[str, asyncio.TimerHandle] = {}  # mounted, and nobody has them in use; the first is oldest
+        self._unmounting: set[asyncio.Task[None]] = set()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # what a sandbox starts from
 
     async def stack(self, account: int, revision: str) -> Stack:
-        """Raises NotFound for a revision that is neither here nor in the store."""
+        """Raises NotFound for a revision that is neither here nor in the store, Unsaved for one that is not usable."""
         if fresh := not self._is_here(revision):
             await self._restore(account, revision)
-        with self._leaving:
-            ids = self._chain(revision)
-            self._pin(ids)
+        ids = self._pinned_chain(revision)
         try:
             if fresh:
                 await asyncio.to_thread(self.make_room)
             lowers = [await self._mounted(id) for id in ids]
-            kept = self._read(revision)
-            hold = self._images.hold_content(kept.revision.image)
+            hold = self._images.hold_content(self._read(revision).revision.image)
         except BaseException:
             self.unpin(ids)
             raise
         os.utime(self._image(revision))  # when it was last used
-        return Stack(kept.revision, [*lowers, hold.path], self, ids, hold)
+        return Stack(self.find(revision), [*lowers, hold.path], self, ids, hold)
+
+    def hold(self, revision: str) -> Stack:
+        """The same for who has it mounted already: nothing of it goes, and nothing is mounted. Raises NotFound."""
+        if not self._is_here(revision):
+            raise NotFound(f"revision {revision} is not on this node")
+        ids = self._pinned_chain(revision)
+        try:
+            hold = self._images.hold_content(self._read(revision).revision.image)
+        except BaseException:
+            self.unpin(ids)
+            raise
+        return Stack(self.find(revision), [], self, ids, hold)
+
+    def _pinned_chain(self, revision: str) -> list[str]:
+        with self._leaving:
+            ids = self._chain(revision)
+            self._pin(ids)
+        return ids
 
     def _is_here(self, revision: str) -> bool:
         return self._has(revision) and self._whole(revision)
@@ -123,31 +155,61 @@ class Layers:
     def _pin(self, ids: list[str]) -> None:
         for id in ids:
             self._pins[id] = self._pins.get(id, 0) + 1
+            if resting := self._resting.pop(id, None):
+                resting.cancel()
 
     def unpin(self, ids: list[str]) -> None:
         for id in ids:
             self._pins[id] -= 1
             if not self._pins[id]:
                 del self._pins[id]
+                self._rest(id)
 
     @contextlib.contextmanager
     def pinned(self, id: str) -> Generator[list[str]]:
         """The layers that it stands on, itself first; none of them goes meanwhile."""
-        with self._leaving:
-            ids = self._chain(id)
-            self._pin(ids)
+        ids = self._pinned_chain(id)
         try:
             yield ids
         finally:
             self.unpin(ids)
 
+    # mounts
+
     async def _mounted(self, id: str) -> Path:
-        async with self._mounting.setdefault(id, asyncio.Lock()):
+        async with self._lock(id):
+            if self._read(id).raw:
+                await self._finish_alone(id)
             point = self._directory / id
             if not point.is_mount():
                 point.mkdir(exist_ok=True)
                 await asyncio.to_thread(mount_image, self._image(id), point, linux.MS_RDONLY)
+        if id not in self._pins:
+            self._rest(id)
         return point / "upper"
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._mounting.setdefault(id, asyncio.Lock())
+
+    def _rest(self, id: str) -> None:
+        """Nobody has it in use; it stays mounted a while, for whoever forks it next."""
+        if (self._directory / id).exists():
+            if before := self._resting.pop(id, None):
+                before.cancel()
+            self._resting[id] = asyncio.get_running_loop().call_later(REST, self._tire, id)
+        while len(self._resting) > RESTING:
+            self._tire(next(iter(self._resting)))
+
+    def _tire(self, id: str) -> None:
+        self._resting.pop(id).cancel()
+        task = asyncio.create_task(self._unmount_unused(id), name="unmount")
+        self._unmounting.add(task)
+        task.add_done_callback(self._unmounting.discard)
+
+    async def _unmount_unused(self, id: str) -> None:
+        async with self._lock(id):
+            if id not in self._pins and id not in self._resting:
+                await asyncio.to_thread(_unmount_point, self._directory / id)
 
     # keeping
 
@@ -157,16 +219,86 @@ class Layers:
     def find(self, revision: str) -> Revision:
         if not self._has(revision):
             raise NotFound(f"revision {revision} is not on this node")
-        return self._read(revision).revision
+        return self._told(self._read(revision))
+
+    def _told(self, kept: Kept) -> Revision:
+        return msgspec.structs.replace(kept.revision, unsaved=kept.raw.error) if kept.raw else kept.revision
 
     async def below(self, id: str | None) -> list[Path]:
         """The directories of a layer and of all that it stands on, the newest first, without the image."""
         return [await self._mounted(one) for one in self._chain(id)] if id and self._is_here(id) else []
 
-    def freeze(self, disk: Disk, first_id: int, lowers: Sequence[Path]) -> int:
-        """Make a finished sandbox's disk a layer's disk; how many bytes it adds. Blocks, and may be repeated."""
-        canonicalise(disk.upper, first_id)
-        return grown(disk.upper, lowers)
+    def take(self, disk: Disk, revision: Revision, parent: str | None, owed: int | None, first_id: int) -> None:
+        """A finished sandbox's disk, as it is: once this returns, no failure and no kill loses it. `finish` follows."""
+        name = f"{revision.id}-{secrets.token_hex(4)}.img"
+        (self._directory / name).hardlink_to(disk.image)  # until the layer is written down, a crash leaves the disk
+        try:
+            self._write(Kept(revision, parent, name, owed, Raw(first_id)))
+        except OSError:
+            (self._directory / name).unlink()
+            raise
+
+    async def finish(self, id: str, disk: Disk) -> None:
+        """What was taken becomes a layer. Nothing is lost whatever is raised, and all of it may be repeated."""
+        async with self._lock(id):
+            kept = self._read(id)
+            if kept.raw and disk.mountpoint.is_mount():
+                self._write(await self._plain(kept, kept.raw, disk))
+            elif kept.raw:  # a node before this one has set it aside
+                await self._finish_alone(id)
+            await asyncio.to_thread(disk.remove)
+
+    async def set_aside(self, id: str, disk: Disk, error: Exception) -> None:
+        """Finishing it did not work, and the sandbox's own disk goes: what was taken of it stays until it does."""
+        async with self._lock(id):
+            self._note(id, error)
+            await asyncio.to_thread(disk.remove)
+
+    async def _plain(self, kept: Kept, raw: Raw, disk: Disk) -> Kept:
+        with self.pinned(kept.parent) if kept.parent and self._is_here(kept.parent) else contextlib.nullcontext():
+            lowers = await self.below(kept.parent)
+            added = await asyncio.to_thread(_freeze, disk, raw.first_id, lowers)
+        size = max(0, self._size(kept.parent) + added)
+        await asyncio.to_thread(seal, disk)
+        return msgspec.structs.replace(kept, revision=msgspec.structs.replace(kept.revision, size=size), raw=None)
+
+    async def _finish_alone(self, id: str) -> None:
+        """Of one whose sandbox is gone. With its lock held. Raises Unsaved; it is mounted otherwise."""
+        kept, point = self._read(id), self._directory / id
+        disk = Disk(self._directory / kept.disk, point, 0)
+        try:
+            assert kept.raw
+            await asyncio.to_thread(_mount_raw, disk)
+            try:
+                plain = await self._plain(kept, kept.raw, disk)
+            except BaseException:
+                unmount(point)
+                raise
+            self._write(plain)
+        except Exception as error:
+            log.exception("revision.unsaved", revision=id)
+            with contextlib.suppress(OSError):
+                self._note(id, error)
+            raise Unsaved(f"the files of revision {id} could not be saved: {told(error)}; they are kept") from error
+        log.info("revision.saved_late", revision=id)
+
+    def _note(self, id: str, error: Exception) -> None:
+        kept = self._read(id)
+        if kept.raw:
+            raw = msgspec.structs.replace(kept.raw, error=told(error))
+            self._write(msgspec.structs.replace(kept, raw=raw))
+
+    def _size(self, id: str | None) -> int:
+        return self._read(id).revision.size if id and self._has(id) else 0
+
+    async def recover(self, id: str) -> Revision:
+        """Makes a layer of what could not be saved before. Raises Unsaved with why it still cannot, NotFound."""
+        with self.pinned(self.find(id).id):
+            await self._mounted(id)
+        return self.find(id)
+
+    def unsaved(self) -> list[Revision]:
+        return [self._told(kept) for kept in map(self._read, self._ids()) if kept.raw]
 
     def keep(self, disk: Disk, revision: Revision, parent: str | None, owed: int | None = None) -> None:
         """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
@@ -182,9 +314,12 @@ class Layers:
 
     async def flatten_if_deep(self, account: int, id: str) -> None:
         """A stack that has grown too deep for one mount becomes a single layer, by way of a store of its own."""
-        ids = self._chain(id)
-        if len(ids) <= DEEPEST:
+        if len(self._chain(id)) <= DEEPEST:
             return
+        with self.pinned(id) as ids:
+            await self._flatten(account, id, ids)
+
+    async def _flatten(self, account: int, id: str, ids: list[str]) -> None:
         kept = self._read(id)
         sources = [Source(await self._mounted(one), 0) for one in reversed(ids)]
         scratch = self._directory / f"flatten-{id}"
@@ -213,14 +348,14 @@ class Layers:
         told = msgspec.structs.replace(kept.revision, stored=False)
         self._write(msgspec.structs.replace(kept, revision=told, owed=account))
 
-    def owed(self) -> list[tuple[int, Revision]]:
-        """What the object store should have and has not, with its account; the oldest first."""
-        kept = [one for one in map(self._read, self._ids()) if one.owed is not None]
-        return sorted(((one.owed or 0, one.revision) for one in kept), key=lambda one: one[1].created_ns)
+    def owed(self) -> list[tuple[int | None, Revision]]:
+        """What could not be saved, and what the store should have and has not, with its account; the oldest first."""
+        kept = [one for one in map(self._read, self._ids()) if one.owed is not None or one.raw]
+        return sorted(((one.owed, self._told(one)) for one in kept), key=lambda one: one[1].created_ns)
 
     async def _restore(self, account: int, id: str) -> None:
         """One layer with everything above the image; half-restored ones have no file beside them and are swept."""
-        async with self._mounting.setdefault(id, asyncio.Lock()):
+        async with self._lock(id):
             if not self._is_here(id):
                 await self._fill(self._depot, account, await self._depot.look(account, id))
 
@@ -296,9 +431,8 @@ class Layers:
     def _remove(self, id: str, image: Path) -> int:
         """What is left of a layer that is written down no more; its bytes."""
         size = image.stat().st_blocks * 512
-        unmount(self._directory / id)
+        _unmount_point(self._directory / id)
         image.unlink(missing_ok=True)
-        (self._directory / id).rmdir() if (self._directory / id).exists() else None
         return size
 
     # files
@@ -350,7 +484,37 @@ class Layers:
                 self._meta(id).rename(self._directory / f"{id}.damaged")
 
     def close(self) -> None:
+        for resting in self._resting.values():
+            resting.cancel()
         for entry in self._directory.iterdir():
             if entry.is_dir():
-                unmount(entry)
-                entry.rmdir()
+                _unmount_point(entry)
+
+
+def told(error: Exception) -> str:
+    """For the user."""
+    if isinstance(error, OSError):
+        return reason(error)
+    return str(error) if isinstance(error, RoostError) else f"internal error of the node: {type(error).__name__}"
+
+
+def _freeze(disk: Disk, first_id: int, lowers: Sequence[Path]) -> int:
+    """Make a finished sandbox's files a layer's; how many bytes it adds. May be repeated."""
+    disk.ballast.unlink(missing_ok=True)
+    canonicalise(disk.upper, first_id)
+    return grown(disk.upper, lowers)
+
+
+def _mount_raw(disk: Disk) -> None:
+    """A node or a machine may have ended while it was written to: checked, and mounted by nobody else."""
+    if is_attached(disk.image):
+        raise Conflict("a process of the sandbox has not let go of its disk yet; try again")
+    repair(disk.image)
+    disk.mountpoint.mkdir(exist_ok=True)
+    mount_image(disk.image, disk.mountpoint)
+
+
+def _unmount_point(point: Path) -> None:
+    unmount(point)
+    with contextlib.suppress(FileNotFoundError):
+        point.rmdir()

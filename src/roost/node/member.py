@@ -144,14 +144,19 @@ class Member:
             os.close(self.namespace)
             self.namespace = None
 
-    async def mount(self, lowers: Sequence[Path], limits: Limits) -> None:
-        """Give it its limits and, for guest init to attach, its root: `lowers`, read-only, below its own disk."""
+    async def mount(self, lowers: Sequence[Path], limits: Limits, held: int = 0) -> None:
+        """Give it its limits and, for guest init to attach, its root: `lowers`, read-only, below its own disk.
+
+        held: bytes that `lowers` have above the image; they count against the disk.
+        """
         if (limits.vcpus, limits.memory_mb, limits.pids) != (IDLE.vcpus, IDLE.memory_mb, IDLE.pids):
             self.cgroup.apply(limits)
         if limits.disk_gb != self.disk.gib:
             site = self.site
             await asyncio.to_thread(self.disk.remove)
             self.disk = await self.ground.disks.make(site.container_id, site.disk, limits.disk_gb, site.first_id)
+        if held:
+            await asyncio.to_thread(self.disk.hold, held)
         mount_root(lowers, self.disk, self.site, self.pid)  # a millisecond; a thread would add a third of one
 
     def forget_mounts(self) -> None:

@@ -19,6 +19,8 @@ the sandbox's id and means "make it so".
     DELETE /v1/images/{name}
     POST   /v1/sandboxes/{id}/save         SaveRequest -> Revision           the same id again answers that one
     GET    /v1/revisions/{id}?account=N    Revision
+    GET    /v1/unsaved                     list of Revision: those with `unsaved`
+    POST   /v1/revisions/{id}/recover      -> Revision                       saved now; or Unsaved with why it cannot
     POST   /v1/revisions/collect           Collect -> Collected
     POST   /v1/revisions/check             Check -> Checked
     POST   /v1/sandboxes/{id}/freeze       Freeze -> SandboxState            every process stands still; again: the same
@@ -102,6 +104,7 @@ class Revision(Wire, frozen=True):
     size: int  # bytes of files above the image, as `du` counts
     stored: bool  # in the object store, so that any node can restore it
     stored_bytes: int  # what this save added to the store
+    unsaved: str | None = None  # why it cannot be used yet; its files are on the node as they were left
 
 
 class File(Wire, frozen=True):
@@ -152,7 +155,7 @@ class SandboxState(Wire, frozen=True):
     cause: Cause | None = None
     ended_ns: int | None = None
     revision: Revision | None = None  # its newest save; with `ended`, the final one
-    save_error: str | None = None  # with `ended`: why the end state could not be saved
+    save_error: str | None = None  # with `ended`: why the end state could not be saved; `revision` says what is kept
     frozen: bool = False  # every process stands still
     processes: int = 0  # kept ones that run
     ipv4: str | None = None  # its addresses, while it has a member
@@ -390,10 +393,13 @@ class Collect(Wire, frozen=True):
 
     Untouched, whatever `live` says: what a sandbox that the node still knows began with or has saved, and every
     revision made at `before_ns` or later, because the caller may not have heard of it when it wrote the list.
+    What is in `live` and not there is a fault of the store, for which nothing of that account is removed; ids that are
+    only reserved, for a save that may never come, are in `reserved`.
     """
 
     live: dict[int, list[str]]  # by account; accounts that have nothing left are named too
     before_ns: int
+    reserved: list[str] = []  # kept where they exist
 
 
 class Collected(Wire, frozen=True):

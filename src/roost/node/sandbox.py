@@ -20,7 +20,7 @@ import structlog
 from roost import ids
 from roost.clock import now_ns
 from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of
-from roost.node.disk import Disk
+from roost.node.disk import FLOOR, GIB, Disk
 from roost.node.freezer import Freezer
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
 from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
@@ -49,6 +49,9 @@ from roost.node.tools import PLACE, microvm
 SCRIPT = "/run/roost/script"  # on a small file system of guest init's own, so in no workspace
 FIRST_PROCESS = 1  # guest init's number for the script
 KILL_WAIT = 3.0  # seconds that guest init may take to tell how a killed script ended
+KEEP_AGAIN = 1.0  # seconds until files that could not be kept are kept
+UNSAVED = "the files could not be saved ({});"
+KEPT_AS = "they are kept on this node as revision {}, and saving them is tried again when they are needed"
 TRIES = 3  # members that may turn out dead before the script has been started
 BASE_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -91,12 +94,18 @@ class Lower(Protocol):
     @property
     def lowers(self) -> list[Path]: ...
 
+    @property
+    def size(self) -> int:
+        """Bytes above the image."""
+        ...
+
     def release(self) -> None: ...
 
 
 class ImageLower:
     def __init__(self, hold: Hold) -> None:
         self.lowers = [hold.path]
+        self.size = 0
         self.release = hold.release
 
 
@@ -175,7 +184,8 @@ class Sandbox:
     async def _begin(self, member: Member, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
         self.member = member
         assert self._lower
-        await member.mount(self._lower.lowers, self.limits)
+        await member.mount(self._lower.lowers, self.limits, self._lower.size)
+        self._warn_of_little_room(self._lower.size)
         await self._saver.place(request, member, self._lower.lowers)
         self._meter = Meter.begin(self.id, member.cgroup, member.site.interface, member.used)
         self._save(self.state)  # from here on a restarted node asks this member's guest init
@@ -197,6 +207,13 @@ class Sandbox:
         self._become(phase="running", started_ns=started, ipv4=ipv4, ipv6=ipv6)
         self._life = asyncio.create_task(self._live())
         member.forget_mounts()
+
+    def _warn_of_little_room(self, held: int) -> None:
+        if held > self.limits.disk_gb * GIB - FLOOR:
+            self._remark(
+                f"the workspace holds {held / GIB:.1f} GB, and the disk has {self.limits.disk_gb} GB: all of it can be "
+                f"read and deleted, and {FLOOR // 2**20} MB be written; give it a larger disk_gb, or delete files"
+            )
 
     def adopt(self, member: Member) -> bool:
         """After a restart of the node; False when guest init never got to start the script.
@@ -434,14 +451,18 @@ class Sandbox:
         await self.finish_saving(member.disk, member.site.first_id)
 
     async def finish_saving(self, disk: Disk, first_id: int) -> None:
-        """The disk of a sandbox in which nothing runs any more becomes a revision's layer. Safe to repeat."""
-        assert self.record.save
-        try:
-            revision = await self._saver.keep(self.record, disk, first_id, self._last_saved)
-            await self._become_surely(revision=revision)
-        except (RoostError, OSError) as error:
-            log.error("sandbox.unsaved", id=self.id, error=str(error))
-            await self._become_surely(save_error=f"the workspace could not be saved: {error}")
+        """The disk of a sandbox in which nothing runs any more becomes a revision's layer. Safe to repeat.
+
+        Until its files are kept, whole or as they are, nothing of the sandbox is removed.
+        """
+        while True:
+            try:
+                revision = await self._saver.keep(self.record, disk, first_id, self._last_saved)
+                break
+            except Exception:
+                log.exception("sandbox.unkept", id=self.id)
+                await asyncio.sleep(KEEP_AGAIN)
+        await self._become_surely(**saved(revision))
 
     async def conclude(self, disk: Disk, first_id: int, lost: str) -> None:
         """After a restart of the node that found its guest init gone and its disk still there: saved, then ended."""
@@ -675,6 +696,12 @@ def not_done(what: str, error: OSError) -> RoostError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return MachineFault.of(what, error)
     return NoCapacity(f"the node's state directory cannot be written: {error.strerror}")
+
+
+def saved(revision: Revision) -> dict[str, object]:
+    """What a sandbox's state says of the save of its end."""
+    error = revision.unsaved and f"{UNSAVED.format(revision.unsaved)} {KEPT_AS.format(revision.id)}"
+    return {"revision": revision, "save_error": error}
 
 
 def initial_state(id: str) -> SandboxState:

@@ -43,7 +43,8 @@ from roost.node.protocol import (
     Usage,
 )
 from roost.node.record import Record, Records, boot_id
-from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record, not_done
+from roost.node.room import Room
+from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record, not_done, saved
 from roost.node.saver import Saver
 
 LOOK = 10.0  # seconds between looks at what each sandbox uses
@@ -335,7 +336,7 @@ class Sandboxes:
         """None when it was removed while no node held it; the sandbox's mount keeps what it needs."""
         try:
             if record.start_from is not None:
-                return await self._layers.stack(record.account, record.start_from)
+                return self._layers.hold(record.start_from)
             return ImageLower(self._images.hold_content(record.image_content))
         except RoostError as error:
             log.warning("sandbox.unheld", id=record.state.id, error=str(error))
@@ -355,6 +356,8 @@ class Sandboxes:
             record.state, phase="ended", ended_ns=now_ns(), frozen=False, ipv4=None, ipv6=None,
             usage=record.metered.usage if record.metered else None,
         )  # fmt: skip
+        if record.save and self._layers.has(record.save.revision):  # its disk was kept before the machine ended
+            state = msgspec.structs.replace(state, **saved(self._layers.find(record.save.revision)))
         if state.script_ended_ns is None:
             state = msgspec.structs.replace(state, cause="lost", reason=LOST)
             with contextlib.suppress(OSError):
@@ -408,7 +411,7 @@ class Sandboxes:
 
     async def collect(self, request: Collect, depot: Depot) -> Collected:
         """What nobody lists goes, here and in the store, unless a sandbox needs it or it is newer than the list."""
-        spared = self.pinned() | self._layers.made_since(request.before_ns)
+        spared = self.pinned() | self._layers.made_since(request.before_ns) | set(request.reserved)
         listed = {id for ids in request.live.values() for id in ids} | spared
         removed, freed = await asyncio.to_thread(self._layers.collect, listed)
         for account, ids in request.live.items():
@@ -428,7 +431,8 @@ class Sandboxes:
     # the machine's disk
 
     def open(self) -> None:
-        self._loops = [asyncio.create_task(loop) for loop in (self._watch_disk(), self._watch_usage())]
+        room = Room(self._layers, lambda: list(self._sandboxes.values()))
+        self._loops = [asyncio.create_task(loop) for loop in (self._watch_disk(), self._watch_usage(), room.watch())]
 
     async def _watch_disk(self) -> None:
         """Guests' disks are promises that the machine's disk may not keep: before it is full, the largest user goes."""

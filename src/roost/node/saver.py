@@ -25,6 +25,7 @@ from roost.node.member import Member
 from roost.node.protocol import Revision, SaveRequest, StartSandbox
 from roost.node.record import Record
 from roost.node.uploads import Uploads
+from roost.node.usage import grown
 
 UPLOADS = "uploads"  # beside /root, where older documents look for files
 
@@ -133,39 +134,66 @@ class Saver:
     # when it is over
 
     async def keep(self, record: Record, disk: Disk, first_id: int, last: str | None) -> Revision:
-        """Nothing runs on the disk any more. Safe to repeat after a crash at any point."""
+        """Nothing runs on the disk any more. Safe to repeat after a crash at any point.
+
+        What hinders making a layer of it is told by `unsaved`: its files are kept as they are, and `recover` or whoever
+        needs them tries again. Raises OSError when nothing at all can be written; then nothing has changed.
+        """
         assert record.save
-        parent, below = last or record.start_from, record.start_from
-        made = await self._keep(record.save, disk, first_id, parent, below, record.image_content)
+        id = record.save.revision
+        if not self._layers.has(id):
+            await asyncio.to_thread(self._take, record, record.save, disk, first_id, last)
+        try:
+            await self._layers.finish(id, disk)
+        except Exception as error:  # whatever it is, nothing is lost by it
+            log.exception("revision.unsaved", revision=id)
+            await self._layers.set_aside(id, disk, error)
+            self.behind()
+        else:
+            await self._settle_surely(record.save)
         self._memory(record).unlink(missing_ok=True)
-        return made
+        return self._layers.find(id)
+
+    def _take(self, record: Record, request: SaveRequest, disk: Disk, first_id: int, last: str | None) -> None:
+        below = record.start_from
+        size = self._size(below) + disk.image.stat().st_blocks * 512  # at most; it is counted when it is a layer
+        made = self._new(request.revision, last or below, record.image_content, size)
+        self._layers.take(disk, made, below, request.account if request.upload else None, first_id)
+
+    def _new(self, id: str, parent: str | None, image: str, size: int) -> Revision:
+        return Revision(id=id, parent=parent, image=image, created_ns=now_ns(), size=size, stored=False, stored_bytes=0)
 
     async def keep_edit(self, request: SaveRequest, disk: Disk, parent: Revision) -> Revision:
-        """A revision that differs from `parent` by what is on the disk."""
-        return await self._keep(request, disk, 0, parent.id, parent.id, parent.image)
-
-    async def _keep(
-        self, request: SaveRequest, disk: Disk, first_id: int, parent: str | None, below: str | None, image: str
-    ) -> Revision:
+        """A revision that differs from `parent` by what is on the disk; when it raises, there is none."""
         id = request.revision
         if not self._layers.has(id):
-            added = await asyncio.to_thread(self._layers.freeze, disk, first_id, await self._layers.below(below))
-            revision = Revision(
-                id=id,
-                parent=parent,
-                image=image,
-                created_ns=now_ns(),
-                size=max(0, self._size(below) + added),
-                stored=False,
-                stored_bytes=0,
-            )
+            lowers = await self._layers.below(parent.id)
+            added = await asyncio.to_thread(grown, disk.upper, lowers)
+            made = self._new(id, parent.id, parent.image, max(0, parent.size + added))
             owed = request.account if request.upload else None
-            await asyncio.to_thread(self._layers.keep, disk, revision, below, owed)
-        if request.upload and await self.upload(request.account, id):
+            await asyncio.to_thread(self._layers.keep, disk, made, parent.id, owed)
+        await self._settle(request)
+        return self._layers.find(id)
+
+    async def _settle_surely(self, request: SaveRequest) -> None:
+        """It is a layer already: what fails here is made up for later."""
+        try:
+            await self._settle(request)
+        except Exception:
+            log.exception("revision.unsettled", revision=request.revision)
             self.behind()
-        await self._flatten(request.account, id)
-        made = self._layers.find(id)
+
+    async def _settle(self, request: SaveRequest) -> None:
+        """What follows once there is a layer."""
+        if request.upload and await self.upload(request.account, request.revision):
+            self.behind()
+        await self._flatten(request.account, request.revision)
         await asyncio.to_thread(self._layers.make_room)
+
+    async def recover(self, id: str) -> Revision:
+        """Saves now what could not be saved. Raises Unsaved with why it still cannot, NotFound."""
+        made = await self._layers.recover(id)
+        self.behind()  # the object store may want it
         return made
 
     async def _flatten(self, account: int, id: str) -> None:

@@ -21,22 +21,33 @@ def grown(upper: Path, lowers: Sequence[Path]) -> int:
 
     Names that vanish meanwhile, from a layer that a sandbox is writing to, are left out.
     """
+    added, hidden = _measured(upper, lowers)
+    return round(added - hidden)
+
+
+def hidden(upper: Path, lowers: Sequence[Path]) -> int:
+    """What of the layers below is seen no more: deleted, replaced, or copied up to be changed."""
+    return round(_measured(upper, lowers)[1])
+
+
+def _measured(upper: Path, lowers: Sequence[Path]) -> tuple[float, float]:
+    """What the layer adds, and what it hides."""
     with ExitStack() as opened:
         try:
             top = opened.enter_context(Descent(upper))
         except FileNotFoundError:
-            return 0
-        return round(_grown(top, Layers([opened.enter_context(Descent(lower)) for lower in lowers])))
+            return 0.0, 0.0
+        return _compared(top, Layers([opened.enter_context(Descent(lower)) for lower in lowers]))
 
 
-def _grown(top: Descent, below: Layers) -> float:
-    total = 0.0
+def _compared(top: Descent, below: Layers) -> tuple[float, float]:
+    added, gone = 0.0, 0.0
     pending = [names_in(top.here)]
     while True:
         if not pending[-1]:
             pending.pop()
             if not pending:
-                return total
+                return added, gone
             below.leave()
             _leave(top, pending[-1])
             continue
@@ -45,16 +56,16 @@ def _grown(top: Descent, below: Layers) -> float:
             status = status_of(top.here, name)
         except FileNotFoundError:
             continue
-        hidden, directory = below.find(name), stat.S_ISDIR(status.st_mode)
+        lower, directory = below.find(name), stat.S_ISDIR(status.st_mode)
         if not is_whiteout(status):
-            total += _bytes(status)
+            added += _bytes(status)
         if directory and not is_opaque(beside(top.here, name)):
-            total -= _bytes(hidden[0][1]) if hidden else 0
+            gone += _bytes(lower[0][1]) if lower else 0
         else:
-            total -= _shown(below, name, hidden)
-            hidden = []
+            gone += _shown(below, name, lower)
+            lower = []
         if directory and (names := _entered(top, name)) is not None:
-            below.enter(name, hidden)
+            below.enter(name, lower)
             pending.append(names)
 
 

@@ -58,6 +58,7 @@ class Methods:
     delete_workspace = method(workspaces.delete_workspace)
     list_revisions = method(workspaces.list_revisions)
     restore_workspace = method(workspaces.restore_workspace)
+    recover_workspace = method(workspaces.recover_workspace)
     check_workspace = method(workspaces.check_workspace)
 
     # cron jobs

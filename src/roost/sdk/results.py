@@ -459,6 +459,18 @@ class QuotaState(TypedDict):
     used: QuotaUse
 
 
+class UnsavedFiles(TypedDict):
+    revision: str
+    error: str
+
+
+class Recovered(TypedDict):
+    success: bool
+    message: str
+    recovered: list[str]
+    unsaved: list[UnsavedFiles]
+
+
 class Removed(TypedDict):
     success: bool
     message: str
@@ -481,6 +493,7 @@ class RevisionRecord(TypedDict):
     parent: NotRequired[str | None]
     request_id: NotRequired[str | None]
     periodic: NotRequired[bool]
+    unsaved: NotRequired[str | None]
 
 
 class RevisionPage(TypedDict):
@@ -778,6 +791,7 @@ class WorkspaceRecord(TypedDict):
     persistent: bool
     created_at: str
     revision: NotRequired[str | None]
+    unsaved: NotRequired[list[UnsavedFiles]]
 
 
 class WorkspaceList(TypedDict):

@@ -1,7 +1,7 @@
 """Workspaces and their revisions."""
 
 from roost.sdk import wire
-from roost.sdk.results import Check, Restored, RevisionPage, Stopped, WorkspaceList
+from roost.sdk.results import Check, Recovered, Restored, RevisionPage, Stopped, WorkspaceList
 from roost.sdk.wire import Call, quoted
 
 WORKSPACES = "/mags-workspaces"
@@ -28,6 +28,15 @@ def restore_workspace(workspace_id: str, revision: str) -> Call[Restored]:
     """Make an older revision the head, from which the next job begins. Raises Conflict while a job writes to it."""
     path = f"{WORKSPACES}{quoted(workspace_id)}/restore"
     return (yield from wire.call("POST", path, {"revision": revision}, repeatable=True))
+
+
+def recover_workspace(workspace_id: str) -> Call[Recovered]:
+    """Save what could not be saved before; what still cannot is kept, and told with the reason."""
+    return (
+        yield from wire.call(
+            "POST", f"{WORKSPACES}{quoted(workspace_id)}/recover", repeatable=True, timeout=CHECK_WITHIN
+        )
+    )
 
 
 def check_workspace(workspace_id: str, *, read_data: bool = False) -> Call[Check]:

@@ -1,7 +1,8 @@
 """What goes by itself: old revisions, local workspaces that nobody uses, expired uploads, and then their space.
 
 Which revisions are listed is decided here, in the database; the node frees what the list it is given does not need.
-That list is complete by construction: every row, head, pin and save under way, and nothing of the last hour is touched.
+That list is complete by construction: every row, head and pin, and beside it the ids of saves to come. Nothing of the
+last hour is touched, and nothing that could not be saved yet before its workspace is deleted.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import structlog
-from sqlalchemy import delete, func, or_, select, union
+from sqlalchemy import delete, exists, func, or_, select, union
 from structlog.typing import FilteringBoundLogger
 
 from roost.clock import now_ns
@@ -99,14 +100,16 @@ class Collection:
 
     async def run(self) -> None:
         """One round. Without a node, or before it has told what it has, nothing is collected."""
-        idle = await self._forget_idle()
-        unlisted = await self._unlist()
         if not self._link.is_up:
             return
+        unsaved = [revision.id for revision in await self._node.unsaved()]
+        idle = await self._forget_idle(unsaved)
+        unlisted = await self._unlist(unsaved)
         await revisions_of.follow(self._database, self._node)
         expired = await uploads.expire(self._database, self._node)
         before_ns = now_ns() - GRACE
-        collected = await self._node.collect(await self.live(), before_ns)
+        reserved = await self.reserved()  # before what is live: an id that moves from here to there is in both
+        collected = await self._node.collect(await self.live(), reserved, before_ns)
         log.info(
             "collection.end",
             workspaces=idle,
@@ -117,22 +120,28 @@ class Collection:
         )
 
     async def live(self) -> dict[int, list[str]]:
-        """By account, every revision that anybody may want: listed, a head, pinned by a job, or being written."""
-        writing = set(self._unrecorded.ids)  # before the rows are read: what leaves this set has its row by then
-        pins = (jobs.c.start_revision, jobs.c.base_revision, jobs.c.save_revision)
+        """By account, every revision that there is and that anybody may want: listed, a head, pinned by a job."""
+        pins = (jobs.c.start_revision, jobs.c.base_revision)
         query = union(
             select(workspaces.c.account_id, revisions.c.id).where(workspaces.c.id == revisions.c.workspace_id),
             select(workspaces.c.account_id, workspaces.c.head),
             *(select(jobs.c.account_id, pin).where(UNFINISHED) for pin in pins),
         )
-        live = {row.id: set(writing) for row in await self._database.read(select(accounts.c.id))}
+        live = {row.id: set[str]() for row in await self._database.read(select(accounts.c.id))}
         for row in await self._database.read(query):
             account_id, revision = cast("tuple[int, str | None]", tuple(row))
             if revision is not None:
                 live[account_id].add(revision)
         return {account_id: sorted(wanted) for account_id, wanted in live.items()}
 
-    async def _unlist(self) -> int:
+    async def reserved(self) -> list[str]:
+        """Ids that were chosen for saves which may be made, or are being made: there is nothing of most of them yet."""
+        writing = set(self._unrecorded.ids)  # before the rows are read: what leaves this set has its row by then
+        rows = await self._database.read(select(jobs.c.save_revision).where(UNFINISHED))
+        return sorted(writing | {row.save_revision for row in rows if row.save_revision is not None})
+
+    async def _unlist(self, unsaved: list[str]) -> int:
+        """`unsaved` stay: they are the only copy of somebody's files, who may not know it yet."""
         newest = (
             func.row_number()
             .over(partition_by=revisions.c.workspace_id, order_by=revisions.c.created_ns.desc())
@@ -146,15 +155,18 @@ class Collection:
             revisions.c.created_ns < self._retention.oldest_ns(now_ns()),
             revisions.c.id.in_(many),
         )
-        (outcome,) = await self._database.write(delete(revisions).where(past, revisions.c.id.not_in(heads)))
+        (outcome,) = await self._database.write(
+            delete(revisions).where(past, revisions.c.id.not_in(heads), revisions.c.id.not_in(unsaved))
+        )
         return outcome.rows
 
-    async def _forget_idle(self) -> int:
+    async def _forget_idle(self, unsaved: list[str]) -> int:
+        owed = exists().where(revisions.c.workspace_id == workspaces.c.id, revisions.c.id.in_(unsaved))
         account, name = workspaces.c.account_id, workspaces.c.name
         idle = (
             workspaces.c.persistent.is_(False),
             workspaces.c.used_ns < self._retention.oldest_ns(now_ns()),
-            ~or_(written(account, name), based(account, name)),
+            ~or_(written(account, name), based(account, name), owed),
         )
         outcomes = await self._database.write(
             delete(revisions).where(revisions.c.workspace_id.in_(select(workspaces.c.id).where(*idle))),

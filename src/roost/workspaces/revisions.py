@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -20,7 +19,7 @@ from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import jobs, revisions, workspaces
-from roost.errors import Conflict, Invalid, NodeUnavailable, NotFound
+from roost.errors import Conflict, NodeUnavailable, NotFound
 from roost.node import protocol
 from roost.workspaces import workspace
 from roost.workspaces.workspace import Workspace, named, written
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from roost.node.client import NodeClient
 
 
-GIB = 1024**3
 PATIENCE = 2.0  # seconds that a listing waits for the node's news
 MOST = 1000  # rows that one round of `follow` asks the node about
 
@@ -118,18 +116,6 @@ async def require_base(database: Database, account_id: int, name: str, revision:
         raise Conflict(f"base_workspace_id: workspace '{name}' holds nothing yet: {cure}; submit again after that")
 
 
-async def require_room(database: Database, account_id: int, name: str, disk_gb: int) -> None:
-    """That a disk of this size is not smaller than what the workspace holds. Raises Invalid."""
-    head = select(revisions.c.size).where(revisions.c.id == _head(account_id, name))
-    rows = await database.read(head)
-    if rows and rows[0].size > disk_gb * GIB:
-        holds = rows[0].size / GIB
-        raise Invalid(
-            f"disk_gb: workspace '{name}' holds {holds:.1f} GB, which {disk_gb} GB cannot take; "
-            f"give at least {ceil(holds)}, or delete files first"
-        )
-
-
 async def refresh(database: Database, listed: Revision, known: protocol.Revision) -> Revision:
     """What is true now: an upload that the object store could not take at first is made up for by the node later."""
     told = {"stored": known.stored, "size": known.size, "stored_bytes": known.stored_bytes}
@@ -162,6 +148,42 @@ async def follow(database: Database, node: "NodeClient") -> None:
         account_id = values.pop("account_id")
         with suppress(NotFound):
             await refresh(database, Revision(**values), await node.revision(row.id, account_id))
+
+
+async def unsaved(database: Database, node: "NodeClient", account_id: int) -> dict[int, list[protocol.Revision]]:
+    """What of an account's workspaces could not be saved yet, by workspace; none while the node does not answer."""
+    known = {one.id: one for one in await _unsaved(node)}
+    if not known:
+        return {}
+    its_own = and_(workspaces.c.id == revisions.c.workspace_id, workspaces.c.account_id == account_id)
+    query = select(revisions.c.id, workspaces.c.id.label("workspace")).where(its_own, revisions.c.id.in_(known))
+    found: dict[int, list[protocol.Revision]] = {}
+    for row in await database.read(query):
+        found.setdefault(row.workspace, []).append(known[row.id])
+    return found
+
+
+async def _unsaved(node: "NodeClient") -> list[protocol.Revision]:
+    with suppress(NodeUnavailable, TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            return await node.unsaved()
+    return []
+
+
+async def unsaved_of(
+    database: Database, node: "NodeClient", of: Workspace, require: bool = False
+) -> list[protocol.Revision]:
+    """Of one workspace. With `require` raises NodeUnavailable."""
+    if require:
+        await node.unsaved()
+    return (await unsaved(database, node, of.account_id)).get(of.id, [])
+
+
+async def recover(database: Database, node: "NodeClient", revision: str) -> None:
+    """Raises Unsaved, NodeUnavailable."""
+    made = await node.recover(revision)
+    told = {"stored": made.stored, "size": made.size, "stored_bytes": made.stored_bytes}
+    await database.write(update(revisions).where(revisions.c.id == revision).values(**told))
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------

@@ -140,6 +140,9 @@ def test_workspaces_and_their_revisions(world: World, roost: Any) -> None:
     first = roost.list_revisions(name)["revisions"][0]["revision"]
     roost.write_file(name, "later", b"")
     assert roost.restore_workspace(name, first)["revision"]
+    assert roost.recover_workspace(name) == {
+        "success": True, "message": f"All of workspace '{name}' is saved", "recovered": [], "unsaved": []
+    }  # fmt: skip
     assert roost.check_workspace(name)["ok"] is True
     assert roost.delete_workspace(name)["success"] is True
     with pytest.raises(NotFound):
