@@ -1,7 +1,9 @@
 """Scripts that misbehave cost themselves: the machine, its other sandboxes and the API stay usable."""
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +180,139 @@ def test_killing_everything_inside_ends_only_the_script(api: Api, neighbour: str
     assert ended.lines[0] == "begun"
     assert ended.status in ("completed", "error")
     assert ended.exit_code is not None or "unknown" in ended.error
+
+
+FLOOD = """#!/usr/bin/python3
+import os, resource, socket, struct, sys, time
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+KIND, USER = %r, %r
+TIMES = 30 if KIND in ("udp", "ping") else 2000
+os.setuid(USER)
+held, datagram = [], b"x" * 50000
+def send(sender, *target):
+    sender.setblocking(False)
+    try:
+        for _ in range(TIMES):
+            sender.sendto(*target) if len(target) > 1 else sender.send(*target)
+    except OSError: pass
+def tcp(accepted):
+    listening = socket.create_server(("127.0.0.1", 0), backlog=300)
+    held.append(listening)
+    for _ in range(250):
+        held.append(socket.create_connection(listening.getsockname()))
+        if accepted: held.append(listening.accept()[0])
+        send(held[-1], datagram)
+def udp():
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.bind(("127.0.0.1", 0))
+    one.setsockopt(1, 8, 1 << 20)
+    held.append(one)
+    send(one, datagram, one.getsockname())
+def ping():
+    held.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1))
+    held[-1].setsockopt(1, 8, 1 << 20)
+    send(held[-1], struct.pack("!BBHHH", 8, 0, 0, 0, 1) + datagram, ("127.0.0.1", 0))
+def route():
+    held.append(socket.socket(16, 3, 0))
+    held[-1].setsockopt(1, 8, 1 << 20)
+    send(held[-1], struct.pack("=IHHII", 40, 9999, 5, 1, 0) + bytes(24))  # answered by an error
+kinds = {"tcp": lambda: tcp(True), "backlog": lambda: tcp(False), "udp": udp, "ping": ping, "route": route}
+try:
+    while len(held) < 2000: kinds[KIND]()
+except OSError as error: print(error)
+print("held", len(held), flush=True)
+time.sleep(100)
+"""
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def waiting_in_sockets() -> int:
+    """Bytes in all TCP and UDP sockets of the machine."""
+    words = [line.split() for line in Path("/proc/net/sockstat").read_text().splitlines()]
+    return sum(int(line[line.index("mem") + 1]) * PAGE for line in words if line[0] in ("TCP:", "UDP:"))
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize("kind", ["tcp", "backlog", "udp", "ping", "route"])
+def test_what_waits_in_sockets_is_bounded_for_each_sandbox(api: Api, kind: str, user: int) -> None:
+    """One of 64 MB once held 1 to 2 GB of the machine's memory, and nobody was killed."""
+    before = waiting_in_sockets()
+    job = api.submit(FLOOD % (kind, user), memory_mb=64)
+    eventually(lambda: b"held" in api.raw(job) or api.status(job)["status"] == "error", 60)
+    if kind in ("ping", "route"):  # what waits in them counts nowhere, so they are few
+        held = int(api.raw(job).split()[-1])
+        assert 16 <= held <= 128
+    else:
+        assert waiting_in_sockets() - before < 256 * MIB
+    api.stop(job)
+    api.wait(job, 20)
+
+
+def test_sockets_that_count_for_nobody_stay_few_whoever_holds_them(api: Api) -> None:
+    script = """#!/usr/bin/python3
+import os, socket
+def fill(hold):
+    try:
+        while True: hold.append(socket.socket(16, 3, 0))
+    except OSError as error: return error.strerror
+held, more, again = [], [], []
+print(fill(held))
+near, far = socket.socketpair()
+socket.send_fds(near, [b"x"], [held[0].fileno()])
+held.pop(0).close()
+print(fill(more), len(more))  # one waits in a socket, so it is still there
+held.pop().close()
+print(fill(again), len(again))
+"""
+    assert api.run(script).lines == ["No buffer space available"] + [
+        f"No buffer space available {count}" for count in (0, 1)
+    ]
+
+
+def test_names_are_looked_up_by_many_threads_at_once(api: Api) -> None:
+    """Each look-up of the C library takes a netlink socket for a moment."""
+    script = """#!/usr/bin/python3
+import concurrent.futures, socket
+with concurrent.futures.ThreadPoolExecutor(64) as threads:
+    found = list(threads.map(lambda _: len(socket.getaddrinfo("localhost", 80) and socket.if_nameindex()), range(2000)))
+print({*found})
+"""
+    assert api.run(script).lines == ["{2}"]
+
+
+def test_no_filter_is_attached_to_a_socket(api: Api) -> None:
+    """Compiled ones are bounded for the whole machine; when none is left, no sandbox starts."""
+    script = """#!/usr/bin/python3
+import errno, socket
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for option in (26, 50, 51, 52):
+    try: one.setsockopt(socket.SOL_SOCKET, option, bytes(16)); print("attached")
+    except OSError as error: print(errno.errorcode[error.errno])
+"""
+    assert api.run(script).lines == ["EPERM"] * 4
+
+
+@pytest.mark.parametrize("family", ["ndisc", "arp"])
+def test_neighbours_that_nobody_is_do_not_fill_the_machines_table(api: Api, family: str) -> None:
+    def overflows() -> int:
+        rows = [line.split() for line in Path(f"/proc/net/stat/{family}_cache").read_text().splitlines()]
+        at = rows[0].index("table_fulls")
+        return sum(int(row[at], 16) for row in rows[1:])
+
+    before = overflows()
+    targets = {"ndisc": "f'fe80::{i:x}%eth0'", "arp": "f'224.1.{i // 250}.{i % 250}'"}[family]
+    script = f"""#!/usr/bin/python3
+import socket
+family = socket.AF_INET6 if {family!r} == "ndisc" else socket.AF_INET
+sent = 0
+for i in range(1, 4000):
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        try:
+            one.sendto(b"x", socket.getaddrinfo({targets}, 9, family, socket.SOCK_DGRAM)[0][4]); sent += 1
+        except OSError as error: why = error
+print(sent if sent else why)
+"""
+    ended = api.run(script)
+    assert ended.exit_code == 0, ended.stderr
+    assert overflows() == before, ended.text

@@ -109,6 +109,7 @@ def test_limits_become_these_files_on_v1() -> None:
     assert settings(SMALL, "v1") == {
         "memory/memory.limit_in_bytes": "67108864",
         "memory/memory.memsw.limit_in_bytes": "67108864",
+        "memory/memory.kmem.tcp.limit_in_bytes": "8388608",
         "cpu/cpu.cfs_period_us": "100000",
         "cpu/cpu.cfs_quota_us": "50000",
         "cpu/cpu.shares": "512",

@@ -94,6 +94,8 @@ def test_a_machine_without_ipv6_gets_no_ipv6_settings() -> None:
     assert config["linux"]["sysctl"] == {
         "net.ipv4.ip_unprivileged_port_start": "0",
         "net.ipv4.ping_group_range": "0 65535",
+        "net.ipv4.tcp_rmem": "4096 65536 4194304",
+        "net.ipv4.tcp_wmem": "4096 16384 4194304",
     }
 
 

@@ -34,8 +34,6 @@ def submitted(api: Api, body: Json, made: list[str]) -> Json:
     with held():
         accepted = api.call("POST", JOBS, body)
         made.append(str(accepted["request_id"]))
-    if reason := accepted.get("pending_reason"):
-        note(f"{accepted['request_id']} {reason}")
     return accepted
 
 
@@ -63,7 +61,7 @@ def _say(text: str) -> None:
 
 def started(api: Api, job: str) -> Json:
     """The job's status once it runs, or sleeps. Conflict: it ended before, or there was no room in time."""
-    deadline, shown = time.monotonic() + WITHIN, dict[str, Json]()
+    deadline = time.monotonic() + WITHIN
     while time.monotonic() < deadline:
         shown = api.call("GET", f"{path_of(job)}/status")
         if shown["status"] == "sleeping" or (shown["status"] == "running" and shown.get("vm_id")):
@@ -71,8 +69,7 @@ def started(api: Api, job: str) -> Json:
         if shown["status"] in FINAL:
             raise Conflict(_why(shown))
         time.sleep(LOOK_AGAIN)
-    reason = shown.get("pending_reason") or "waits for room"
-    raise RoostError(f"after {WITHIN:.0f} s it still {reason}; `roost status {job}` shows when it runs")
+    raise RoostError(f"it still waits for room after {WITHIN:.0f} s; `roost status {job}` shows when it runs")
 
 
 def _why(shown: Json) -> str:

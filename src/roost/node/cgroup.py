@@ -32,6 +32,9 @@ UNIFIED = ""  # the name that `Hierarchies.mounts` gives to the cgroup v2 tree
 V1_NEEDED = ("cpu", "cpuacct", "devices", "freezer", "memory", "pids")
 RECLAIM = 3.0  # seconds
 RECLAIM_STEP = 16 * MIB
+SOCKETS = "memory/memory.kmem.tcp.limit_in_bytes"  # of all sockets; v1 counts them apart, v2 as memory
+SOCKETS_SHARE = 8  # parts of the memory limit; all limits together may be four times the machine's memory
+SOCKETS_MIN = 8 * MIB
 _POLL = 0.002  # seconds; neither v1 nor rmdir tells when a group has become empty
 
 
@@ -83,6 +86,7 @@ def settings(limits: Limits, version: Version) -> dict[str, str]:
         return {
             "memory/memory.limit_in_bytes": memory,
             "memory/memory.memsw.limit_in_bytes": memory,
+            SOCKETS: str(sockets_bytes(limits.memory_mb)),
             "cpu/cpu.cfs_period_us": str(PERIOD_US),
             "cpu/cpu.cfs_quota_us": str(quota),
             "cpu/cpu.shares": str(shares(limits.vcpus)),
@@ -100,6 +104,11 @@ def settings(limits: Limits, version: Version) -> dict[str, str]:
 def quota_us(vcpus: float) -> int:
     """CPU time per PERIOD_US."""
     return max(QUOTA_MIN_US, round(vcpus * PERIOD_US))
+
+
+def sockets_bytes(memory_mb: int) -> int:
+    """What may wait in a sandbox's sockets on cgroup v1, beside its memory."""
+    return max(SOCKETS_MIN, memory_mb * MIB // SOCKETS_SHARE)
 
 
 def shares(vcpus: float) -> int:
@@ -144,9 +153,14 @@ class Cgroup:
     def apply(self, limits: Limits) -> None:
         """Write `settings(limits)`. Raises OSError when the kernel refuses one (memory below what is in use)."""
         for file, value in self._in_order(settings(limits, self.hierarchies.version)):
-            if _is_swap(file) and not self._file(file).exists():
-                continue  # the kernel counts no swap here (swapaccount=0), so there is none to limit
+            if (_is_swap(file) or file == SOCKETS) and not self._file(file).exists():
+                continue  # the kernel counts no swap here (swapaccount=0), or no sockets: there is none to limit
             _set(self._file(file), value)
+
+    def bound_sockets(self, limits: Limits) -> None:
+        """The limit that the OCI programs do not set. Before the first socket: what is open by then never counts."""
+        if self._v1 and self._file(SOCKETS).exists():
+            _set(self._file(SOCKETS), str(sockets_bytes(limits.memory_mb)))
 
     def oom_kills(self) -> int:
         """Processes that the kernel has killed in this group for want of memory, since it was made."""

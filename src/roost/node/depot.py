@@ -40,7 +40,6 @@ class Source:
     first_id: int
     live: bool = False
     memory: Path | None = None  # what is known of it from its last save
-    merged: Path | None = None  # of a live one: the root of the overlay that it is the upper layer of
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ class Depot:
                     "first_id": layer.first_id,
                     "live": layer.live,
                     "memory": str(layer.memory) if layer.memory else None,
-                    "merged": str(layer.merged) if layer.merged else None,
                 }
                 for layer in layers
             ],

@@ -23,7 +23,7 @@ from roost.node.devices import lay_devices
 from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
 from roost.node.metering import Counters, read
-from roost.node.network import Link, Network, host_end
+from roost.node.network import HOST_MAC, Link, Network, host_end
 from roost.node.protocol import Limits
 from roost.node.runtimes import Runtime
 from roost.node.runtimes.oci import Container, Machine, container_config
@@ -196,6 +196,7 @@ async def make(ground: Ground, number: int) -> Member:
     (site.directory / "config.json").write_text(json.dumps(container_config(container, ground.machine)))
     with listening_socket(site.socket) as listening:
         pid = await ground.runtime.run(site.container_id, site.directory, listening.fileno())
+    cgroup.bound_sockets(IDLE)
     (site.directory / "pid").write_text(str(pid))
     link = await ground.network.connect(number, pid)
     guest, namespace = await _enter(site, pid)
@@ -313,7 +314,7 @@ def _map_layer(lower: Path, user_namespace: int, place: Path, opened: contextlib
 
 def network_plan(link: Link) -> list[str]:
     return [
-        *(link.interface, str(link.mtu)),
+        *(link.interface, str(link.mtu), HOST_MAC),
         *(link.ipv4, str(link.prefix4), link.gateway4),
         *(link.ipv6, str(link.prefix6), link.gateway6),
     ]

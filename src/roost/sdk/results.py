@@ -7,7 +7,6 @@ class Accepted(TypedDict):
     message: str
     request_id: str
     status: str
-    pending_reason: NotRequired[str | None]
 
 
 class AccountRecord(TypedDict):
@@ -271,7 +270,6 @@ class JobStatus(TypedDict):
     awake_until: NotRequired[str | None]
     error: NotRequired[str | None]
     error_message: NotRequired[str | None]
-    pending_reason: NotRequired[str | None]
 
 
 class JobPage(TypedDict):
@@ -302,7 +300,6 @@ class JobRecord(TypedDict):
     awake_until: NotRequired[str | None]
     error: NotRequired[str | None]
     error_message: NotRequired[str | None]
-    pending_reason: NotRequired[str | None]
     script: str
     type: str
     rootfs_type: str

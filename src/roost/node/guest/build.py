@@ -15,7 +15,10 @@ from roost.errors import SetupMissing
 
 HERE = Path(__file__).parent
 Program: TypeAlias = Literal["init", "microvm"]
-SOURCES: dict[Program, list[str]] = {"init": ["init.c", "run.c", "session.c"], "microvm": ["microvm.c"]}
+SOURCES: dict[Program, list[str]] = {
+    "init": ["init.c", "filter.c", "network.c", "run.c", "session.c"],
+    "microvm": ["microvm.c"],
+}
 
 
 def compile_args(compiler: str, machine: str, program: Program, target: Path) -> list[str]:

@@ -12,15 +12,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/rtnetlink.h>
-#include <linux/seccomp.h>
-#include <net/if.h>
-#include <arpa/inet.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +30,9 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "fail.h"
+#include "filter.h"
+#include "network.h"
 #include "run.h"
 #include "session.h"
 
@@ -87,7 +83,7 @@ static uint64_t get64(const uint8_t *p) { return get32(p) | (uint64_t)get32(p + 
 static void put32(uint8_t *p, uint32_t v) { for (int i = 0; i < 4; i++) p[i] = v >> 8 * i; }
 static void put64(uint8_t *p, uint64_t v) { put32(p, v); put32(p + 4, v >> 32); }
 
-static int fail(const char *what) {
+int fail(const char *what) {
     int error = errno;
     snprintf(failure, sizeof failure, "%s: %s", what, strerror(error));
     errno = error;
@@ -209,92 +205,6 @@ static void flush(void) {
     if (connection >= 0) watch(connection, EPOLL_CTL_MOD, EPOLLIN, &connection);
 }
 
-/* ---- network: addresses and routes by netlink, as the node's plan says ---- */
-
-struct netlink_request { struct nlmsghdr head; uint8_t rest[256]; };
-
-static void add_attribute(struct netlink_request *r, int type, const void *data, size_t length) {
-    struct rtattr *a = (void *)((uint8_t *)r + NLMSG_ALIGN(r->head.nlmsg_len));
-    a->rta_type = type;
-    a->rta_len = RTA_LENGTH(length);
-    memcpy(RTA_DATA(a), data, length);
-    r->head.nlmsg_len = NLMSG_ALIGN(r->head.nlmsg_len) + RTA_ALIGN(a->rta_len);
-}
-
-static int send_netlink(int fd, struct netlink_request *r, const char *what) {
-    struct { struct nlmsghdr head; struct nlmsgerr error; uint8_t rest[512]; } reply;
-    r->head.nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
-    if (send(fd, r, r->head.nlmsg_len, 0) < 0 || recv(fd, &reply, sizeof reply, 0) < 0) return fail(what);
-    if (reply.head.nlmsg_type == NLMSG_ERROR && reply.error.error) {
-        errno = -reply.error.error;
-        return fail(what);
-    }
-    return 0;
-}
-
-static int link_up(int fd, int index, uint32_t mtu) {
-    struct netlink_request r = {.head = {.nlmsg_len = NLMSG_LENGTH(sizeof(struct ifinfomsg)), .nlmsg_type = RTM_NEWLINK}};
-    struct ifinfomsg *m = NLMSG_DATA(&r.head);
-    m->ifi_index = index;
-    m->ifi_flags = m->ifi_change = IFF_UP;
-    if (mtu) add_attribute(&r, IFLA_MTU, &mtu, 4);
-    return send_netlink(fd, &r, "bring the interface up");
-}
-
-static int add_address(int fd, int index, int family, const void *address, int prefix) {
-    struct netlink_request r = {.head = {.nlmsg_len = NLMSG_LENGTH(sizeof(struct ifaddrmsg)), .nlmsg_type = RTM_NEWADDR,
-                                         .nlmsg_flags = NLM_F_CREATE | NLM_F_REPLACE}};
-    struct ifaddrmsg *m = NLMSG_DATA(&r.head);
-    size_t size = family == AF_INET ? 4 : 16;
-    m->ifa_family = family;
-    m->ifa_prefixlen = prefix;
-    m->ifa_index = index;
-    m->ifa_flags = family == AF_INET6 ? IFA_F_NODAD : 0;
-    add_attribute(&r, IFA_LOCAL, address, size);
-    add_attribute(&r, IFA_ADDRESS, address, size);
-    return send_netlink(fd, &r, "add the address");
-}
-
-static int add_default_route(int fd, int index, int family, const void *gateway) {
-    struct netlink_request r = {.head = {.nlmsg_len = NLMSG_LENGTH(sizeof(struct rtmsg)), .nlmsg_type = RTM_NEWROUTE,
-                                         .nlmsg_flags = NLM_F_CREATE | NLM_F_REPLACE}};
-    struct rtmsg *m = NLMSG_DATA(&r.head);
-    m->rtm_family = family;
-    m->rtm_table = RT_TABLE_MAIN;
-    m->rtm_protocol = RTPROT_STATIC;
-    m->rtm_type = RTN_UNICAST;
-    m->rtm_flags = RTNH_F_ONLINK;
-    add_attribute(&r, RTA_GATEWAY, gateway, family == AF_INET ? 4 : 16);
-    add_attribute(&r, RTA_OIF, &index, 4);
-    return send_netlink(fd, &r, "add the default route");
-}
-
-/* payload: interface NUL mtu NUL, then (address NUL prefix NUL gateway NUL) for IPv4 and, if there, IPv6 */
-static int configure_network(char **word, int words) {
-    uint8_t address[16], gateway[16];
-    int result = -1;
-    if (words != 2 && words != 5 && words != 8) { errno = EINVAL; return fail("network plan"); }
-    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-    if (fd < 0) return fail("netlink");
-    int loopback = if_nametoindex("lo"), index = if_nametoindex(word[0]);
-    if (!index) { fail(word[0]); goto out; }
-    if (link_up(fd, loopback, 0) || link_up(fd, index, atoi(word[1]))) goto out;
-    for (int i = 2; i < words; i += 3) {
-        int family = strchr(word[i], ':') ? AF_INET6 : AF_INET;
-        if (inet_pton(family, word[i], address) != 1 || inet_pton(family, word[i + 2], gateway) != 1) {
-            errno = EINVAL;
-            fail(word[i]);
-            goto out;
-        }
-        if (add_address(fd, index, family, address, atoi(word[i + 1]))) goto out;
-        if (add_default_route(fd, index, family, gateway)) goto out;
-    }
-    result = 0;
-out:
-    close(fd);
-    return result;
-}
-
 /* ---- attach: move into the root file system that the node mounted at /slot/root, then give up what that needed ---- */
 
 static int plain_directory(int root, const char *name, mode_t mode) {
@@ -306,7 +216,7 @@ static int plain_directory(int root, const char *name, mode_t mode) {
     return 0;
 }
 
-/* The capabilities of a container's root, as Docker grants them but for raw sockets; none reaches outside the sandbox's user namespace. */
+/* A container root's capabilities, as Docker grants them, without NET_RAW; none reaches outside its user namespace. */
 static const uint64_t KEPT = 1ULL << CAP_CHOWN | 1ULL << CAP_DAC_OVERRIDE | 1ULL << CAP_FSETID | 1ULL << CAP_FOWNER |
     1ULL << CAP_MKNOD | 1ULL << CAP_SETGID | 1ULL << CAP_SETUID | 1ULL << CAP_SETFCAP |
     1ULL << CAP_SETPCAP | 1ULL << CAP_NET_BIND_SERVICE | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_KILL |
@@ -320,41 +230,6 @@ static int drop_capabilities(void) {
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)) return fail("ambient set");
     for (int half = 0; half < 2; half++) now[half].effective = now[half].permitted = KEPT >> 32 * half;
     if (syscall(SYS_capset, &head, now)) return fail("capset");
-    return 0;
-}
-
-#if defined(__x86_64__)
-#define NATIVE AUDIT_ARCH_X86_64
-#elif defined(__aarch64__)
-#define NATIVE AUDIT_ARCH_AARCH64
-#else
-#error "guest init knows x86-64 and arm64"
-#endif
-enum { X32_BIT = 0x40000000 }; /* x86's other set of numbers for the same calls */
-enum { NR_open_tree = 428, NR_move_mount, NR_fsopen, NR_fsconfig, NR_fsmount, NR_fspick, NR_mount_setattr = 442,
-       NR_open_tree_attr = 467 };
-
-/* On top of the runtime's profile, which must still allow what ATTACH itself does. */
-static int forbid_mounting(void) {
-    static const uint32_t forbidden[] = {SYS_mount, SYS_umount2, SYS_pivot_root, SYS_unshare, SYS_setns, SYS_sethostname,
-        SYS_setdomainname, NR_open_tree, NR_move_mount, NR_fsopen, NR_fsconfig, NR_fsmount, NR_fspick, NR_mount_setattr,
-        NR_open_tree_attr};
-    enum { COUNT = sizeof forbidden / sizeof *forbidden };
-    enum { FIRST = 4, ALLOWED = FIRST + COUNT, KILLED, REFUSED, LENGTH };
-    struct sock_filter code[LENGTH] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, NATIVE, 0, KILLED - 2),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, X32_BIT, KILLED - 4, 0),
-        [ALLOWED] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        [KILLED] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-        [REFUSED] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-    };
-    struct sock_fprog program = {.len = LENGTH, .filter = code};
-    for (int i = 0; i < COUNT; i++)
-        code[FIRST + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, forbidden[i], REFUSED - FIRST - i - 1, 0);
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return fail("no_new_privs");
-    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)) return fail("seccomp");
     return 0;
 }
 
@@ -380,7 +255,7 @@ static int attach(const char *hostname) {
     if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,mode=0700")) return fail("/run/roost");
     if (mkdir("/run/roost/tools", 0700)) return fail("/run/roost/tools"); /* what the node brings along (tools.py) */
     if (*hostname && sethostname(hostname, strlen(hostname))) return fail("sethostname");
-    if (drop_capabilities() || forbid_mounting()) return -1;
+    if (drop_capabilities() || enter_filter()) return -1;
     attached = 1;
     return 0;
 }

@@ -240,6 +240,9 @@ def _sysctl(machine: Machine) -> dict[str, str]:
     values = {
         "net.ipv4.ip_unprivileged_port_start": "0",
         "net.ipv4.ping_group_range": f"0 {ID_RANGE - 1}",
+        # Least, first and most bytes: what comes in before accept() counts for nobody, and stays as it was at first
+        "net.ipv4.tcp_rmem": "4096 65536 4194304",
+        "net.ipv4.tcp_wmem": "4096 16384 4194304",
     }
     if machine.ipv6:
         for scope in ("all", "default"):

@@ -3,8 +3,9 @@
 The list is Docker's default profile for a container without extra capabilities, less what a sandbox has no use for
 (other machine modes, odd socket families), less what takes memory or quotas of the machine that no control group
 counts (`SOCKETS`, asynchronous I/O), plus `INIT_ONLY`, which guest init needs to enter its root file system. Guest
-init refuses `CHILD_DENYLIST` by a filter of its own before it runs a user's code, so that nothing of `INIT_ONLY` is
-ever in a user's hands. Filters only tighten: what is refused here stays refused.
+init refuses `CHILD_DENYLIST` by a filter of its own (guest/filter.c) before it runs a user's code, so that nothing of
+`INIT_ONLY` is ever in a user's hands; that one also sees to it that sockets which count nowhere are few. Filters only
+tighten: what is refused here stays refused.
 """
 
 import errno
