@@ -214,6 +214,7 @@ def test_an_unknown_user_is_refused_with_the_cure(start: Start) -> None:
         (("--gateway-tls", "127.0.0.1:0", "--acme", "ftp://acme.test"), "is not an https:// URL"),
         (("--default-quota", "wishes=3"), "wishes"),
         (("--images", "/tmp/nothing-is-here"), "`make setup` builds one"),
+        (("--runtime", "nosuch"), "the configured OCI runtime 'nosuch' was not found"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_starts(

@@ -1,23 +1,37 @@
 """`roost doctor`: what this machine can do for sandboxes, and what to install for more.
 
-Each finding comes from trying the thing where that leaves nothing behind (a forked child with namespaces of its
-own), else from reading what the kernel says. Only root can try everything; others are told so.
+Each finding comes from trying the thing where that leaves nothing behind, else from reading what the kernel says; at
+the end a whole sandbox is made and removed (`node/trial.py`). `roost up` asks for the quick part and does not start
+without it. Only root can try everything; others are told so.
 """
 
 import fcntl
+import json
 import os
 import platform
 import pwd
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal
 
 from roost import linux
+from roost.errors import SetupMissing
+from roost.node.cgroup import UNIFIED, Hierarchies, Version
+from roost.node.disk import OVERLAY
+from roost.node.firewall import Guest, Policy, mark, ruleset
+from roost.node.runtimes.oci import choose
 
+OLDEST_THAT_CAN, OLDEST_TESTED = (5, 19), (6, 1)  # kernels
+OVERLAY_CURE = "boot Linux 6.1 or newer; keep --images and --state on ext4, xfs or btrfs"
+LITTLE_ROOM = 5 * 10**9  # bytes; an image is a third of one GB
+SANDBOX_SECONDS = 600  # an emulated machine takes a minute
 RUNTIMES = ("crun", "runc", "runsc", "kata-runtime", "youki")
 LOOP_CTL_GET_FREE = 0x4C82
 KVM_GET_API_VERSION = 0xAE00
@@ -36,59 +50,98 @@ class Finding:
     cure: str = ""
 
 
-def examine(images: Path) -> list[Finding]:
+def examine(images: Path, state: Path, runtime: str | None = None) -> list[Finding]:
+    """All that is known: what `quick` looks at, what is good to have, and a sandbox that is made for the purpose."""
     return [
-        _kernel(),
-        _cgroup(),
+        *quick(images, runtime),
         *_runtimes(),
-        _tried("user namespaces", _user_namespace, "sysctl user.max_user_namespaces=65536"),
-        _tried("overlay, idmapped", lambda: _idmapped_overlay(images), "Linux 5.19 or newer; ext4, xfs or btrfs"),
-        _tried("loop devices", _loop, "modprobe loop"),
-        _tried("nftables", _nftables, "apt-get install nftables"),
         _tried("veth", _veth, "modprobe veth"),
         _forwarding(),
         _resolver(),
         _kvm(),
         _image(images),
         _user("roost"),
+        _room(state),
+        *kernel_limits(),
+        *_sandbox(images, state, runtime),
     ]
 
 
-def _kernel() -> Finding:
-    return Finding("kernel", "ok", f"Linux {platform.release()} on {platform.machine()}")
+def quick(images: Path, runtime: str | None = None) -> list[Finding]:
+    """What takes a tenth of a second to know, and without which no sandbox can start: `roost up` asks it first."""
+    return [
+        kernel(platform.release()),
+        _cgroup(),
+        _runtime_to_use(runtime),
+        _tried("user namespaces", _user_namespace, "sysctl user.max_user_namespaces=65536"),
+        _tried("overlay, idmapped", lambda: _idmapped_overlay(images), OVERLAY_CURE),
+        _tried("loop devices", _loop, "modprobe loop"),
+        _tried("nftables", _nftables, "apt-get install nftables; modprobe -a nf_tables nf_conntrack nf_nat"),
+    ]
 
 
-def cgroup_version(root: Path = Path("/sys/fs/cgroup")) -> str:
+def require(images: Path, runtime: str | None) -> None:
+    """Raises SetupMissing with all that this machine lacks, and the cure for each."""
+    lacking = [finding for finding in quick(images, runtime) if finding.verdict == "missing"]
+    if lacking:
+        lines = (f"  {one.name}: {one.detail}" + (f"\n    -> {one.cure}" if one.cure else "") for one in lacking)
+        raise SetupMissing(
+            "\n".join(("sandboxes cannot run on this machine:", *lines, "`sudo roost doctor` says more"))
+        )
+
+
+def kernel_limits() -> list[Finding]:
+    """Limits of the whole machine that a full house of sandboxes would meet."""
+    return []
+
+
+def kernel(release: str) -> Finding:
+    """Overlays over id-mapped layers came with 5.19 (ext4 can be id-mapped since 5.12, groups be killed since 5.14)."""
+    text = f"Linux {release} on {platform.machine()}"
+    found = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    cure = "boot a newer kernel; Debian 12, Ubuntu 24.04 and later have one"
+    if version < OLDEST_THAT_CAN:
+        return Finding(
+            "kernel", "missing", f"{text}; id-mapped overlays need 5.19, and Roost is tested from 6.1 on", cure
+        )
+    if version < OLDEST_TESTED:
+        return Finding("kernel", "absent", f"{text}; Roost is tested from 6.1 on", cure)
+    return Finding("kernel", "ok", text)
+
+
+def cgroup_version(root: Path = Path("/sys/fs/cgroup")) -> Version:
     """v2 where the whole tree is unified; v1 also for the hybrid layout, whose controllers are in v1."""
     return "v2" if (root / "cgroup.controllers").exists() else "v1"
 
 
 def _cgroup() -> Finding:
-    version = cgroup_version()
-    needed = {"cpu", "memory", "pids"}
-    if version == "v2":
-        have = set(Path("/sys/fs/cgroup/cgroup.controllers").read_text().split())
-    else:
-        have = {place.name for place in Path("/sys/fs/cgroup").glob("*") if (place / "tasks").exists()}
-    lacking = ", ".join(sorted(needed - have))
-    cure = f"enable the controllers {lacking} (kernel command line)"
-    return Finding("cgroup", "missing" if lacking else "ok", version, cure if lacking else "")
+    version, cure = cgroup_version(), "boot with cgroup_enable=memory systemd.unified_cgroup_hierarchy=1"
+    try:
+        trees = Hierarchies.here()
+    except SetupMissing as error:
+        return Finding("cgroup", "missing", str(error), cure)
+    have = set((trees.mounts[UNIFIED] / "cgroup.controllers").read_text().split() if version == "v2" else trees.mounts)
+    lacking = ", ".join(sorted({"cpu", "memory", "pids"} - have))
+    text = f"{version} without {lacking}" if lacking else version
+    return Finding("cgroup", "missing" if lacking else "ok", text, cure if lacking else "")
+
+
+def _runtime_to_use(runtime: str | None) -> Finding:
+    try:
+        return Finding("runtime", "ok", choose(runtime, cgroup_version()))
+    except SetupMissing as error:
+        return Finding("runtime", "missing", str(error), "" if runtime else "apt-get install crun runc")
 
 
 def _runtimes() -> list[Finding]:
-    chosen = "crun" if cgroup_version() == "v2" else "runc"
-    found = [_runtime(name, chosen) for name in RUNTIMES if shutil.which(name)]
-    if not any(finding.name == f"runtime {chosen}" for finding in found):
-        text = f"not found; it is the one for cgroup {cgroup_version()}"
-        found.append(Finding(f"runtime {chosen}", "missing", text, f"apt-get install {chosen}"))
-    return found
+    return [_runtime(name) for name in RUNTIMES if shutil.which(name)]
 
 
-def _runtime(name: str, chosen: str) -> Finding:
+def _runtime(name: str) -> Finding:
     status, text = _output([name, "--version"])
     version = text.splitlines()[0] if status == 0 and text else "does not start"
-    used = ", used by default" if name == chosen else ""
-    return Finding(f"runtime {name}", "ok" if status == 0 else "absent", version + used)
+    return Finding(f"runtime {name}", "ok" if status == 0 else "absent", version)
 
 
 def _kvm() -> Finding:
@@ -142,6 +195,41 @@ def _user(name: str) -> Finding:
         return Finding(f"user {name}", "missing", "not there", f"adduser --system --group --no-create-home {name}")
 
 
+def _room(state: Path) -> Finding:
+    """A node ends sandboxes, largest first, when the disk below it is nearly full."""
+    place = _existing(state)
+    status = os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    text = f"{free / 1e9:.0f} GB free on the file system of {place}"
+    if free < LITTLE_ROOM:
+        return Finding("disk", "absent", text, "make room, or choose another place with --state")
+    return Finding("disk", "ok", text)
+
+
+def _existing(path: Path) -> Path:
+    return next(one for one in (path, *path.parents) if one.is_dir())
+
+
+def _sandbox(images: Path, state: Path, runtime: str | None) -> list[Finding]:
+    """What `node/trial.py` finds, in a program of its own: it cleans up after itself when this one is ended."""
+    if os.geteuid() != 0:
+        return [Finding("sandbox", "unknown", "only root can make one", "sudo roost doctor")]
+    module = [sys.executable, "-P", "-m", "roost.node.trial"]
+    command = [*module, str(os.getpid()), str(_existing(state)), str(images), runtime or ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trial:
+        try:
+            told, failure = trial.communicate(timeout=SANDBOX_SECONDS)
+        except BaseException:  # a timeout, or Ctrl-C, which the trial has had from the terminal as well
+            trial.terminate()
+            trial.communicate()
+            raise
+    found = [Finding(**json.loads(line)) for line in told.splitlines()]
+    if trial.returncode:
+        said = failure.strip().splitlines()[-1:] or [f"status {trial.returncode}"]
+        found.append(Finding("sandbox", "missing", f"the trial ended unexpectedly: {said[0]}", "run it once more"))
+    return found
+
+
 # ---- trials ------------------------------------------------------------------------------------------------
 
 
@@ -180,23 +268,23 @@ def _user_namespace() -> str:
 
 
 def _idmapped_overlay(images: Path) -> str:
-    place = next(path for path in (images, *images.parents) if path.is_dir())
+    place = _existing(images)
     with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-") as directory:
         _in_child(lambda: _mount_overlay(Path(directory)))
     return f"on the file system of {place}"
 
 
 def _mount_overlay(place: Path) -> None:
-    """An overlay over an idmapped lower, in a mount namespace that ends with this process."""
-    for name in ("lower", "mapped", "upper", "work", "merged"):
+    """As a claim does it (`node/member.py`), in a mount namespace that ends with this process."""
+    for name in ("lower", "layers", "upper", "work", "merged"):
         (place / name).mkdir()
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    tree = linux.open_tree(place / "lower")
-    linux.mount_setattr(tree, userns_fd=_shifted_user_namespace())
-    linux.move_mount(tree, place / "mapped")
-    options = f"lowerdir={place}/mapped,upperdir={place}/upper,workdir={place}/work"
-    linux.mount("overlay", place / "merged", "overlay", options=options)
+    layer = linux.open_tree(place / "lower")
+    linux.mount_setattr(layer, propagation=linux.MS_PRIVATE, userns_fd=_shifted_user_namespace())
+    linux.move_mount(layer, place / "layers")
+    options = f"lowerdir=/proc/self/fd/{layer},upperdir={place}/upper,workdir={place}/work,{OVERLAY}"
+    linux.mount("overlay", place / "merged", "overlay", linux.MS_NODEV, options)
     linux.umount(place / "merged")
 
 
@@ -226,10 +314,16 @@ def _loop() -> str:
 
 
 def _nftables() -> str:
-    status, text = _output(["nft", "list", "tables"])
+    """Whether it would take the rules that a node loads; nothing is loaded."""
+    status, text = _output(["nft", "--check", "-f", "-"], _rules())
     if status != 0:
-        raise OSError(text.strip() or "nft: not found")
-    return _output(["nft", "--version"])[1].strip()
+        raise OSError(text.strip().partition("\n")[0] or "nft: not found")
+    return "takes Roost's rules"
+
+
+def _rules() -> str:
+    guest = Guest("r0v0", IPv4Address("100.64.0.1"), IPv6Address("fd00::1"), IPv6Address("fe80::1"), mark(0, 0))
+    return ruleset(Policy(0, [guest], IPv6Network("fd00::/48"), ["192.0.2.53"], ("ipv4", "ipv6")))
 
 
 def _veth() -> str:
@@ -245,9 +339,9 @@ def _make_veth() -> None:
         netlink.link("add", ifname="trial0", kind="veth", peer="trial1")  # pyright: ignore
 
 
-def _output(command: list[str]) -> tuple[int, str]:
+def _output(command: list[str], given: str = "") -> tuple[int, str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False, input=given)
         return done.returncode, done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)

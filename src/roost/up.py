@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost import handouts, instance, linux, view
+from roost import doctor, handouts, instance, linux, view
 from roost.errors import Conflict, Invalid, NoCapacity, SetupMissing
 from roost.instance import Credentials, Instance
 from roost.listening import address_of, bound
@@ -74,6 +74,7 @@ def run(settings: UpSettings) -> None:
     require_endpoint(settings.serving.get("otlp_endpoint"))
     require_tls(settings.serving)
     require_image(settings.images)
+    doctor.require(settings.images, settings.runtime)
     os.umask(0o022)
     fresh = not settings.state.exists()
     _make_state(settings, account)

@@ -236,12 +236,16 @@ def ensure(name: str, images: Path) -> None:
 
 @click.command()
 @click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True)
+@click.option(
+    "--state", type=DIRECTORY, default=DEFAULT_STATE, show_default=True, help="Where `roost up` is to keep it."
+)
+@click.option("--runtime", help="OCI runtime: crun, runc, runsc or a path [by cgroup version].")
 @as_json
-def doctor(images: Path, raw: bool) -> None:
-    """Say what this machine can do, and what to install for more."""
+def doctor(images: Path, state: Path, runtime: str | None, raw: bool) -> None:
+    """Make a sandbox as a job would, and say what this machine lacks for it and what to install."""
     from roost.doctor import examine
 
-    findings = examine(images)
+    findings = examine(images.resolve(), state.resolve(), runtime)
     if raw:
         print_json([finding.__dict__ for finding in findings])
     else:

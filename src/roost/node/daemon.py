@@ -433,7 +433,7 @@ async def _run(settings: NodeSettings) -> None:
     layers.close()
     await pool.close()
     if not sandboxes.living:
-        await _leave_nothing(ground)
+        await leave_nothing(ground)
     log.info("node.stopped", sandboxes_left=len(sandboxes.living))
 
 
@@ -464,8 +464,15 @@ def _asked_to_stop() -> asyncio.Event:
     return asked
 
 
-async def _leave_nothing(ground: Ground) -> None:
-    await ground.network.close()
+async def leave_nothing(ground: Ground) -> None:
+    """Of a node without sandboxes."""
+    try:
+        await ground.network.close()
+    finally:
+        await _leave_no_files(ground)
+
+
+async def _leave_no_files(ground: Ground) -> None:
     await cgroup.sweep(ground.hierarchies, ground.parent, keep=set())
     unmount(ground.runtime_dir / "guest")
     for entry in ground.runtime_dir.iterdir():

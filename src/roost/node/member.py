@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -177,9 +177,13 @@ class Member:
         await destroy(self.ground, self.number)
 
 
-async def make(ground: Ground, number: int) -> Member:
-    """Raises RuntimeFailed, GuestLost, OSError; the number must then be destroyed before it is used again."""
+async def make(ground: Ground, number: int, step: Callable[[str], None] = lambda _: None) -> Member:
+    """Raises RuntimeFailed, GuestLost, OSError; the number must then be destroyed before it is used again.
+
+    `step` is told what is made next: disk, container, network, guest init.
+    """
     site = ground.site(number)
+    step("disk")
     site.directory.mkdir(mode=0o700, parents=True)
     disk = await ground.disks.make(site.container_id, site.disk, IDLE.disk_gb, site.first_id)
     await asyncio.to_thread(_make_slot, site)
@@ -193,12 +197,15 @@ async def make(ground: Ground, number: int) -> Member:
         hostname="roost",
         limits=IDLE,
     )
+    step("container")
     (site.directory / "config.json").write_text(json.dumps(container_config(container, ground.machine)))
     with listening_socket(site.socket) as listening:
         pid = await ground.runtime.run(site.container_id, site.directory, listening.fileno())
     cgroup.bound_sockets(IDLE)
     (site.directory / "pid").write_text(str(pid))
+    step("network")
     link = await ground.network.connect(number, pid)
+    step("guest init")
     guest, namespace = await _enter(site, pid)
     member = Member(ground, site, pid, guest, disk, cgroup, namespace)
     try:
