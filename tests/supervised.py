@@ -22,6 +22,7 @@ PR_SET_CHILD_SUBREAPER = 36
 def run(arguments: list[str]) -> int:
     """Exit status of the run: pytest's, or 1 where only its processes stayed behind."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored, pytest too
     pytest = subprocess.Popen([sys.executable, "-m", "pytest", *arguments])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: pytest.send_signal(signal.SIGINT))  # then it names what has failed so far

@@ -39,7 +39,7 @@ def test_an_accepted_job_survives_kill_9(state: Path) -> None:
 def test_a_workspace_and_its_lock_survive_kill_9(state: Path) -> None:
     served = serving(state)
     with served.client() as client:
-        job = client.post(JOBS, json={"script": "echo hi", "workspace_id": "w"}).json()["request_id"]
+        job = client.post(JOBS, json={"script": "x", "workspace_id": "w", "persistent": True}).json()["request_id"]
     served.kill()
     served = serving(state)
     with served.client() as client:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -704,3 +705,36 @@ def test_a_workspace_in_an_s3_bucket_comes_back_whole(endpoint: str, tmp_path: P
         without_its_node(roost)
         assert_same(before, tree(roost.api, name))
         assert_whole(roost, name)
+
+
+RENAME = 'python3 -c "import os, sys; os.rename(*sys.argv[1:])" {} {}'
+
+
+@pytest.mark.parametrize("keeps", [{"no_sync": True}, {}], ids=["here", "stored"])
+def test_directories_of_earlier_layers_and_of_the_image_can_be_renamed(api: Api, keeps: dict[str, Any]) -> None:
+    """By rename(2), as npm and rustup do, in a next job, while the workspace is saved, and after a cold wake."""
+    name = f"renamed-{secrets.token_hex(4)}"
+    made = api.run(
+        "mkdir -p /root/a/b /opt/tool; echo 1 > /root/a/b/file; ln /root/a/b/file /root/a/link", workspace_id=name
+    )
+    assert made.exit_code == 0
+    job = api.submit("sleep infinity", workspace_id=name, persistent=True, **keeps)
+    api.running(job)
+
+    def told(command: str) -> str:
+        answer = api.exec(job, command)
+        assert answer["exit_code"] == 0, answer
+        return answer["stdout"]
+
+    told(f"cd /root; {RENAME.format('a', 'c')}; {RENAME.format('/usr/share/doc', '/srv/doc')}; echo 2 >> c/b/file")
+    if not keeps:
+        api.call("POST", f"/mags-jobs/{job}/sync")
+        fork = api.run("cat /root/c/b/file; ls -d /srv/doc/base-files /root/a 2>&1", base_workspace_id=name)
+        assert "/root/a: No such" in fork.text.replace("'", "") and "2\n" in fork.text and "\n/srv/doc" in fork.text
+    told(f"cd /root; {RENAME.format('c', 'd')}; {RENAME.format('d/b', 'e')}")
+    api.call("POST", f"/mags-jobs/{job}/sleep", {"depth": "cold"})
+    assert told("cd /root; cat e/file; ls d; ls -d /srv/doc/base-files") == "1\n2\nlink\n/srv/doc/base-files\n"
+    told(f"cd /root; {RENAME.format('e', 'd/b')}; {RENAME.format('d', 'a')}")
+    api.stop(job)
+    assert api.wait(job).status == "completed"
+    assert api.run("cat /root/a/b/file; ls /root", base_workspace_id=name).lines == ["1", "2", "a"]

@@ -71,8 +71,10 @@ class Node:
         shutil.rmtree(self.place / "layers")
         return Node(self.place, self.image)
 
-    async def write(self, commands: str, base: Revision | None = None, upload: bool = False) -> Revision:
-        """What shell commands make of a revision, as a sandbox's disk that is kept."""
+    async def write(
+        self, commands: str, base: Revision | None = None, upload: bool = False, edit: bool = True
+    ) -> Revision:
+        """What shell commands make of a revision, as an edit, or as a sandbox's disk that is kept."""
         name = ids.revision_id()
         disk = await self.disks.make(name, self.place / name, 1, 0)
         root = self.place / f"{name}-root"
@@ -85,19 +87,20 @@ class Node:
                 finally:
                     unmount(root)
                 request = SaveRequest(revision=name, account=ACCOUNT, upload=upload)
-                if base:
+                if base and edit:
                     return await self.saver.keep_edit(request, disk, base)
-                return await self.saver.keep(self._record(request), disk, 0, None)
+                return await self.saver.keep(self._record(request, base), disk, 0, None)
         finally:
             root.rmdir()
             disk.remove()
             disk.mountpoint.rmdir()
 
-    def _record(self, request: SaveRequest) -> Record:
-        """Of a sandbox that begins empty."""
+    def _record(self, request: SaveRequest, base: Revision | None) -> Record:
+        """Of a sandbox that has ended."""
         state = SandboxState(id=request.revision, phase="running")
         limits = Limits(vcpus=1, memory_mb=64, disk_gb=1, pids=16, timeout_seconds=0)
-        return Record(state=state, boot="", member=None, image_content=self.image, limits=limits, save=request)
+        begun = {"image_content": self.image, "start_from": base.id if base else None}
+        return Record(state=state, boot="", member=None, limits=limits, save=request, **begun)  # pyright: ignore[reportArgumentType]
 
     @contextlib.asynccontextmanager
     async def standing(self, base: Revision | None) -> AsyncIterator[list[Path]]:

@@ -55,8 +55,23 @@ async def test_a_base_that_is_still_being_filled_is_not_there_yet(api: Api) -> N
     assert "still filling it" in str(refusal["error"])
 
 
-async def test_a_second_writer_is_refused_in_the_documented_words(api: Api) -> None:
+async def test_a_second_writer_waits_and_is_told_what_for(api: Api) -> None:
     await api.run(workspace_id="w")
+    holder = (await api.json(f"{JOBS}/w/status"))["request_id"]
+    reason = f"waits for job {holder}, which has workspace 'w'"
+    second = await api.json(JOBS, 202, "POST", json={"script": "x", "workspace_id": "w"})
+    assert second["pending_reason"] == reason
+    third = await api.json(JOBS, 202, "POST", json={"script": "x", "workspace_id": "w"})
+    shown = await api.json(f"{JOBS}/{second['request_id']}/status")
+    assert (shown["status"], shown["pending_reason"]) == ("pending", reason)
+    (last, *_) = (await api.json(JOBS))["jobs"]  # type: ignore[misc]
+    assert last["request_id"] == third["request_id"]  # type: ignore[index]
+    assert last["pending_reason"] == f"waits for job {second['request_id']}, which has workspace 'w'"  # type: ignore[index]
+    assert (await api.json(f"{JOBS}/w/status"))["request_id"] == holder
+
+
+async def test_a_second_writer_beside_one_that_stays_is_refused_in_the_documented_words(api: Api) -> None:
+    await api.run(workspace_id="w", persistent=True)
     holder = (await api.json(f"{JOBS}/w/status"))["request_id"]
     assert await api.json(JOBS, 409, "POST", json={"script": "x", "workspace_id": "w"}) == {
         "error": f"workspace 'w' is already in use by job {holder}; stop it, or fork it with base_workspace_id"

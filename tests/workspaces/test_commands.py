@@ -58,7 +58,8 @@ async def test_a_workspace_from_its_first_job_to_its_end(shell: Shell, tmp_path:
     assert node.files[vm_id] == {'root/da"ta.bin': bytes(range(256)) * 4}
     assert "Sync initiated" in await shell.roost("sync", "w")
     assert "yes     object store" in await shell.roost("workspace", "list")
-    assert "in use" in await shell.roost("run", "-w", "w", "true", status=125)
+    refused = await shell.roost("run", "-w", "w", "true", status=125)
+    assert "in use" in refused and "fork it with --base" in refused
     assert "1 active job(s)" in await shell.roost("workspace", "delete", "--force", "w", status=1)
     await shell.roost("stop", job)
     revisions = [line.split() for line in (await shell.roost("workspace", "revisions", "w")).splitlines()[1:]]

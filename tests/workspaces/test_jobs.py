@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 
 from roost.db.database import Database
 from roost.db.schema import accounts, revisions, workspaces
-from roost.errors import Conflict, Invalid, NotFound
+from roost.errors import Conflict, Invalid, NoCapacity, NotFound
 from roost.jobs import job as jobs
 from roost.jobs.job import Job
 from roost.jobs.live import LiveJobs
@@ -166,7 +166,7 @@ async def test_uploads_are_placed_and_a_vanished_one_ends_the_job(opened: Open, 
 
 async def test_of_many_who_race_for_a_workspace_exactly_one_gets_it(opened: Open, node: Node) -> None:
     async with opened() as live:
-        racers = [live.submit(1, keeping(workspace="w")) for _ in range(50)]
+        racers = [live.submit(1, keeping(workspace="w", persistent=True)) for _ in range(50)]
         results = await asyncio.gather(*racers, return_exceptions=True)
         (winner,) = [one for one in results if isinstance(one, Job)]
         refusals = [one for one in results if not isinstance(one, Job)]
@@ -174,6 +174,88 @@ async def test_of_many_who_race_for_a_workspace_exactly_one_gets_it(opened: Open
         assert {str(one) for one in refusals} == {
             f"workspace 'w' is already in use by job {winner.request_id}; stop it, or fork it with base_workspace_id"
         }
+
+
+async def test_who_asks_for_a_workspace_in_use_waits_its_turn(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        waiting = [await live.submit(1, keeping(workspace="w")) for _ in range(4)]
+        others = await running(live, node, workspace="other")
+        assert others.vm_id in node.states
+        for number, job in enumerate(waiting):
+            await until(lambda job=job: job.vm_id in node.states)
+            assert [other.vm_id in node.states for other in waiting[number + 1 :]] == [False] * (3 - number)
+            assert node.files[job.vm_id] == {f"by-{before}": b"" for before in range(number)}
+            node.files[job.vm_id][f"by-{number}"] = b""
+            node.end(job.vm_id)
+            assert (await ended(live, job)).status == "completed"
+        assert live.waiting == 0
+
+
+async def test_many_who_race_for_a_workspace_have_it_one_after_the_other(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        jobs = await asyncio.gather(*(live.submit(1, keeping(workspace="w")) for _ in range(30)))
+        for job in sorted(jobs, key=lambda job: job.seq):
+            await until(lambda job=job: job.vm_id in node.states)
+            assert len([state for state in node.states.values() if state.phase != "ended"]) == 1
+            node.end(job.vm_id)
+            await ended(live, job)
+
+
+async def test_nobody_waits_behind_a_job_that_stays(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        first = await running(live, node, workspace="w")
+        stays = await live.submit(1, keeping(workspace="w", persistent=True))
+        with pytest.raises(Conflict, match=f"already in use by job {stays.request_id}"):
+            await live.submit(1, keeping(workspace="w"))
+        with pytest.raises(Conflict, match="already in use"):
+            await live.submit(1, keeping(workspace="w"), in_line=False)
+        node.end(first.vm_id)
+        await until(lambda: stays.vm_id in node.states)
+
+
+async def test_a_line_outlives_a_kill_in_its_order(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        first = await running(live, node, workspace="w")
+        waiting = [await live.submit(1, keeping(workspace="w")) for _ in range(3)]
+    async with opened() as live:
+        await until(lambda: live.waiting == 3)
+        ahead = live.waits_for(waiting[1])
+        assert ahead is not None and ahead.request_id == waiting[0].request_id
+        node.end(first.vm_id)
+        await until(lambda: waiting[0].vm_id in node.states)
+    node.end(waiting[0].vm_id)
+    async with opened() as live:
+        for job in waiting[1:]:
+            await until(lambda job=job: job.vm_id in node.states)
+            node.end(job.vm_id)
+            await ended(live, job)
+
+
+async def test_who_is_stopped_in_line_never_begins_and_holds_nobody_up(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        first = await running(live, node, workspace="w")
+        second = await live.submit(1, keeping(workspace="w"))
+        third = await live.submit(1, keeping(workspace="w"))
+        assert await live.stop(second, 5)
+        assert (await reread(live, second)).stopped
+        ahead = live.waits_for(third)
+        assert ahead is not None and ahead.request_id == first.request_id
+        node.end(first.vm_id)
+        await until(lambda: third.vm_id in node.states)
+        assert second.vm_id not in node.states
+
+
+async def test_a_line_has_an_end(opened: Open, node: Node) -> None:
+    async with opened() as live:
+        first = await running(live, node, workspace="w")
+        waiting = [await live.submit(1, keeping(workspace="w")) for _ in range(workspace.MAX_LINE)]
+        with pytest.raises(NoCapacity, match="100 jobs wait for workspace 'w' already"):
+            await live.submit(1, keeping(workspace="w"))
+        await live.stop(waiting[0], 5)
+        await live.submit(1, keeping(workspace="w"))
+        with pytest.raises(Conflict, match=r"has 101 active job\(s\)"):
+            await workspace.remove(base(live), 1, "w")
+        assert first.vm_id in node.states
 
 
 async def test_a_workspace_is_free_again_with_the_result_of_its_job(opened: Open, node: Node) -> None:
@@ -334,7 +416,7 @@ async def test_killed_while_the_sandbox_is_saved_the_job_ends_when_it_is(opened:
         await until(lambda: live.link.is_up)
         assert not (await reread(live, job)).final
         with pytest.raises(Conflict):
-            await live.submit(1, keeping(workspace="w"))
+            await live.submit(1, keeping(workspace="w"), in_line=False)
         node.end(job.vm_id)
         assert (await ended(live, job)).status == "completed"
         assert await head(live, "w") == job.save_revision
@@ -374,7 +456,7 @@ async def test_syncs_that_came_while_nobody_listened_are_caught_up(opened: Open,
 async def test_a_lock_survives_a_kill(opened: Open, node: Node) -> None:
     node.up = False
     async with opened() as live:
-        await live.submit(1, keeping(workspace="w"))
+        await live.submit(1, keeping(workspace="w", persistent=True))
     async with opened() as live:
         with pytest.raises(Conflict, match="already in use"):
             await live.submit(1, keeping(workspace="w"))

@@ -39,10 +39,11 @@ Caller = Request[Account, str, State]
 Id = Annotated[str, Parameter(description="Request id, name or workspace of a job")]
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     request_id: str
     status: str
+    pending_reason: str | None = None  # what it waits for before it can begin
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,6 +67,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     awake_until: str | None = None  # a lease
     error: str | None = None
     error_message: str | None = None
+    pending_reason: str | None = None  # what a job waits for that has not begun
 
 
 class JobRecord(JobStatus, frozen=True, kw_only=True, omit_defaults=True):
@@ -129,7 +131,7 @@ async def submit(request: Caller, plane: Plane, data: Submission) -> Accepted:
     await plane.images.require(order.image)
     await require_files(plane, request.user.id, order)
     job = await plane.live.submit(request.user.id, order)
-    return Accepted("Mags job submitted successfully", job.request_id, "accepted")
+    return Accepted("Mags job submitted successfully", job.request_id, "accepted", _waits_for(plane, job))
 
 
 async def require_files(plane: ControlPlane, account_id: int, order: Order) -> None:
@@ -355,7 +357,13 @@ def _status_fields(plane: ControlPlane, job: Job) -> dict[str, Any]:
         "stopped": job.stopped,
         "error": job.error,
         "error_message": job.error,
+        "pending_reason": _waits_for(plane, job),
     }
+
+
+def _waits_for(plane: ControlPlane, job: Job) -> str | None:
+    ahead = plane.live.waits_for(job) if job.status == "pending" else None
+    return None if ahead is None else f"waits for job {ahead.request_id}, which has workspace '{job.workspace}'"
 
 
 def _time(instant_ns: int | None) -> str | None:

@@ -34,6 +34,8 @@ def submitted(api: Api, body: Json, made: list[str]) -> Json:
     with held():
         accepted = api.call("POST", JOBS, body)
         made.append(str(accepted["request_id"]))
+    if reason := accepted.get("pending_reason"):
+        note(f"{accepted['request_id']} {reason}")
     return accepted
 
 
@@ -61,7 +63,7 @@ def _say(text: str) -> None:
 
 def started(api: Api, job: str) -> Json:
     """The job's status once it runs, or sleeps. Conflict: it ended before, or there was no room in time."""
-    deadline = time.monotonic() + WITHIN
+    deadline, shown = time.monotonic() + WITHIN, dict[str, Json]()
     while time.monotonic() < deadline:
         shown = api.call("GET", f"{path_of(job)}/status")
         if shown["status"] == "sleeping" or (shown["status"] == "running" and shown.get("vm_id")):
@@ -69,7 +71,8 @@ def started(api: Api, job: str) -> Json:
         if shown["status"] in FINAL:
             raise Conflict(_why(shown))
         time.sleep(LOOK_AGAIN)
-    raise RoostError(f"it still waits for room after {WITHIN:.0f} s; `roost status {job}` shows when it runs")
+    reason = shown.get("pending_reason") or "waits for room"
+    raise RoostError(f"after {WITHIN:.0f} s it still {reason}; `roost status {job}` shows when it runs")
 
 
 def _why(shown: Json) -> str:

@@ -191,6 +191,7 @@ jobs = Table(
     Column("trace", String),  # `traceparent` of what submitted it
     Column("login", String),  # of a microVM: the user that its sandbox has besides root
     Column("halted", Boolean, nullable=False, server_default=text("0")),  # it is cold, or to be, until it is started
+    Column("waits", Boolean, nullable=False, server_default=text("0")),  # for its workspace, which another job has
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),
@@ -201,8 +202,9 @@ jobs = Table(
         "account_id",
         "workspace",
         unique=True,
-        sqlite_where=text("workspace IS NOT NULL AND status IN ('pending', 'running', 'sleeping')"),
+        sqlite_where=text("workspace IS NOT NULL AND NOT waits AND status IN ('pending', 'running', 'sleeping')"),
     ),
+    Index("jobs_in_line", "account_id", "workspace", "seq", sqlite_where=text("waits")),
     Index(
         "users_of_base",
         "account_id",

@@ -24,7 +24,7 @@ from roost.gateways.aliases import Alias
 from roost.gateways.hosts import Hosts, Name
 from roost.gateways.http.routing import Denial, Passed
 from roost.jobs.job import FINAL, Job
-from roost.workspaces.workspace import UNFINISHED
+from roost.workspaces.workspace import WRITES
 
 if TYPE_CHECKING:
     from roost.gateways.http.request import Request
@@ -152,7 +152,7 @@ class Routes:
         return self._route(name, job, row.opened, access)
 
     async def _of_alias(self, name: Name) -> Route | None:
-        follows = and_(jobs.c.account_id == aliases.c.account_id, jobs.c.workspace == aliases.c.workspace, UNFINISHED)
+        follows = and_(jobs.c.account_id == aliases.c.account_id, jobs.c.workspace == aliases.c.workspace, WRITES)
         query = (
             select(*alias_rows.COLUMNS, *_JOB)
             .outerjoin(jobs, follows)
@@ -208,7 +208,7 @@ def _job(row: Row[Any]) -> Job:
 
 def _has(run: "Run", alias: Alias) -> bool:
     own = run.job.account_id == alias.account_id and run.job.workspace == alias.workspace
-    return own and not run.left.is_set() and not run.over
+    return own and not run.job.waits and not run.left.is_set() and not run.over
 
 
 def prefix_of(job: Job) -> str:

@@ -34,7 +34,7 @@ from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
 from roost.jobs.cron_times import Missed
 from roost.jobs.job import Job, Order
-from roost.workspaces.workspace import UNFINISHED
+from roost.workspaces.workspace import UNFINISHED, WRITES
 
 Overlap: TypeAlias = Literal["skip", "queue", "parallel"]
 RunStatus: TypeAlias = Literal["queued", "running", "completed", "error", "skipped"]
@@ -306,7 +306,7 @@ async def holder(database: Database, cron: Cron) -> Job | None:
     """The job whose sandbox the schedule's next run would need: its workspace's writer, or its own that stays."""
     if cron.workspace is not None:
         mine = jobs.c.account_id == cron.account_id
-        rows = await database.read(_JOBS.where(mine, jobs.c.workspace == cron.workspace, UNFINISHED))
+        rows = await database.read(_JOBS.where(mine, jobs.c.workspace == cron.workspace, WRITES))
     elif cron.persistent:
         own = and_(jobs.c.persistent, jobs.c.workspace.is_(None))
         newest = (

@@ -67,7 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     stop_requested: bool = False
     stopped: bool = False  # ended because its owner said so
-    workspace: str | None = None  # that its end state is saved to; it is the only writer while it has not ended
+    workspace: str | None = None  # that its end state is saved to; it is the only writer, but while it waits
     base_workspace: str | None = None  # that it began from, if its workspace was empty
     base_revision: str | None = None  # of the base; None: its head at the start
     save_revision: str | None = None  # the id of its final save
@@ -87,6 +87,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None  # `traceparent` of what submitted it; None: nothing was traced then
     login: str | None = None  # of a microVM: the user that its sandbox has besides root
     halted: bool = False  # cold, or on its way there, and nobody's use wakes it
+    waits: bool = False  # for its workspace: another job writes to it, and this one is in line
 
     @property
     def log(self) -> str:
@@ -188,6 +189,9 @@ Also: TypeAlias = Callable[
 
 
 _INSERT = insert(jobs)
+_LINE_UP = insert(jobs).values(
+    waits=workspace.place_in_line(bindparam("its_account", type_=Integer), bindparam("its_workspace", type_=String))
+)
 _COUNT = update(accounts).where(accounts.c.id == bindparam("account", type_=Integer)).values(jobs=accounts.c.jobs + 1)
 
 
@@ -199,10 +203,12 @@ async def submit(
     also: Also | None = None,
     request_id: str | None = None,
     trace: str | None = None,
+    in_line: bool = True,
 ) -> Job:
     """Durable on return: the job will end finished, whatever happens to us. `request_id` is for who has chosen it.
 
-    Raises StateUnwritable; Conflict when another job writes to its workspace.
+    While another job writes to its workspace it waits, `in_line`, as what is returned says by `waits`. Raises
+    StateUnwritable; Conflict where it may not wait: that job stays; NoCapacity: too many do.
     """
     request_id = request_id or ids.request_id()
     keeping = order.keeping
@@ -234,22 +240,26 @@ async def submit(
         outcome = (await database.write(*more, row))[-1]
     else:
         more = (*more, workspace.used(account_id, keeping.workspace, keeping.persistent))
-        outcome = await _insert_writer(database, account_id, row, keeping.workspace, more)
+        try:
+            outcome = (await database.write(*more, row))[-1]
+        except IntegrityError:  # of several at once, one gets in
+            if in_line:
+                row = Bound(_LINE_UP, row.values | {"its_account": account_id, "its_workspace": keeping.workspace})
+            outcome = await _line_up(database, account_id, keeping.workspace, (*more, row), in_line)
+            told["waits"] = in_line  # or it was its turn at once, which whoever looks finds
     return Job(seq=outcome.row_id, **told)
 
 
-async def _insert_writer(
-    database: Database, account_id: int, row: Bound, name: str, more: tuple[Statement, ...]
+async def _line_up(
+    database: Database, account_id: int, name: str, statements: tuple[Statement, ...], in_line: bool
 ) -> Outcome:
-    """The row and what goes with it; of several at once, one gets in."""
+    """The row, the last of them, and what goes with it."""
     while True:
         try:
-            return (await database.write(*more, row))[-1]
+            return (await database.write(*statements))[-1]
         except IntegrityError:
-            holder = await workspace.writer(database, account_id, name)
-            if holder is not None:
-                raise workspace.in_use(name, holder) from None
-            # it ended between our attempt and our look
+            await workspace.refuse_writer(database, account_id, name, in_line)
+            # whoever was in the way ended between our attempt and our look
 
 
 def _seal(secret: Secret, environment: dict[str, str], request_id: str) -> bytes | None:
@@ -273,7 +283,8 @@ async def script_of(database: Database, job: Job) -> bytes:
 
 def _find() -> Select[Any]:
     account, reference = bindparam("account", type_=Integer), bindparam("reference", type_=String)
-    liveness = case((jobs.c.status.in_(("running", "sleeping")), 0), (jobs.c.status == "pending", 1), else_=2)
+    live, pending = jobs.c.status.in_(("running", "sleeping")), jobs.c.status == "pending"
+    liveness = case((live, 0), (and_(pending, ~jobs.c.waits), 1), (pending, 2), else_=3)
     ways = (jobs.c.request_id, jobs.c.name, jobs.c.workspace)  # each with the account, so that each uses its index
     return (
         _jobs()
@@ -480,7 +491,9 @@ async def record_end(database: Database, job: Job, result: Result, revision: pro
             ended_ns=now_ns(),
             depth=None,
             environment=None,
+            waits=False,
         ),
+        *(() if job.workspace is None else (workspace.handed_on(job.account_id, job.workspace),)),
     )
-    refused = bool(saves) and outcomes[-1].rows > 0 and outcomes[-2].rows == 0
+    refused = bool(saves) and outcomes[len(saves)].rows > 0 and outcomes[len(saves) - 1].rows == 0
     return dataclasses.replace(result, status="error", error=moved_error) if refused else result

@@ -44,7 +44,7 @@ from roost.node.protocol import VERSION, NodeInfo, SandboxState, SaveRequest, St
 from roost.sandboxes.placement import Placement
 from roost.sandboxes.pulls import Pulls, Registries
 from roost.tracing import OFF, Tracer, current
-from roost.workspaces import revisions
+from roost.workspaces import revisions, workspace
 from roost.workspaces.revisions import Unrecorded
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class LiveJobs:
             self._enqueue,
             self._save_before_sleep,
             self._went_cold,
+            self._call_next,
             tracer=tracer,
         )
         self.tracer = tracer
@@ -129,6 +130,7 @@ class LiveJobs:
         self._present: dict[int, Run] = {}  # by the job's seq: the one that stands for it now
         self._ending: set[int] = set()  # jobs that are stopped while they sleep cold
         self._queue = Queue(placement)
+        self._lines: dict[tuple[int, str], dict[int, Run]] = {}  # by account and workspace: who waits for it, by seq
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._closing = False
@@ -154,12 +156,21 @@ class LiveJobs:
     # -- what the API asks ---------------------------------------------------------------------------------
 
     async def submit(
-        self, account_id: int, order: Order, also: Also | None = None, request_id: str | None = None
+        self,
+        account_id: int,
+        order: Order,
+        also: Also | None = None,
+        request_id: str | None = None,
+        in_line: bool = True,
     ) -> Job:
-        """Raises NodeUnavailable while shutting down, NoCapacity (too many wait; a quota), Invalid, StateUnwritable."""
+        """`in_line`: it waits while another job writes to its workspace, unless that one stays.
+
+        Raises NodeUnavailable while shutting down, NoCapacity (too many wait; a quota), Invalid, StateUnwritable,
+        Conflict (its workspace is in use).
+        """
         if self._closing:
             raise NodeUnavailable("Roost is shutting down; submit again after its restart")
-        if len(self._queue) >= MAX_WAITING:
+        if self.waiting >= MAX_WAITING:
             raise NoCapacity(f"{MAX_WAITING} jobs are waiting already; submit again when some have ended")
         if order.keeping.idle_seconds is None:
             keeping = dataclasses.replace(order.keeping, idle_seconds=self.patience.idle)
@@ -171,7 +182,7 @@ class LiveJobs:
             with self.tracer.span("job.submit", {"image": order.image}) as span:
                 trace = submitter or span.context
                 job = await jobs.submit(
-                    self._means.database, self._means.secret, account_id, order, also, request_id, trace
+                    self._means.database, self._means.secret, account_id, order, also, request_id, trace, in_line
                 )
                 span.set({"request_id": job.request_id, "vm_id": job.vm_id})
         log.info("job.submit", request_id=job.request_id, account=account_id, image=job.image)
@@ -218,7 +229,10 @@ class LiveJobs:
             return True
         await jobs.request_stop(self._means.database, job)
         run.stop()
-        if run in self._queue and run.state is None:
+        if self._in_line(run) and run.state is None:
+            self._leave_line(run)
+            self._carry(run, states.finishing)
+        elif run in self._queue and run.state is None:
             self._queue.leave(run)
             self._carry(run, states.starting if run.asked else states.finishing)
         try:
@@ -238,6 +252,7 @@ class LiveJobs:
                 return False
             result = Result("completed", job.exit_code, None, True, None, job.script_ended_ns)
             await jobs.record_end(self._means.database, job, result)
+            self._call_next(job)
             self.tally.ended[result.status] += 1
             spans.ended(self.tracer, job, result)
             log.info("job.end", request_id=job.request_id, status=result.status, exit_code=result.exit_code)
@@ -503,8 +518,19 @@ class LiveJobs:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
-        return len(self._queue)
+        """Jobs that nothing of has begun."""
+        return len(self._queue) + sum(map(len, self._lines.values()))
+
+    def waits_for(self, job: Job) -> Job | None:
+        """Which job has to end before this one gets their workspace; None: it waits for none."""
+        run = self._present.get(job.seq)
+        if run is None or not self._in_line(run):
+            return None
+        before = [seq for seq in self._lines[_place(job)] if seq < job.seq]
+        if before:
+            return self._lines[_place(job)][max(before)].job
+        others = self._of_account.get(job.account_id, set[Run]())
+        return next((one.job for one in others if one.job.workspace == job.workspace and not self._in_line(one)), None)
 
     def _job_of(self, vm_id: str) -> Job | None:
         run = self._runs.get(vm_id)
@@ -538,7 +564,34 @@ class LiveJobs:
 
     def _enqueue(self, run: Run) -> None:
         self._enter(run)
-        self._queue.put(run)
+        if run.job.waits:
+            self._lines.setdefault(_place(run.job), {})[run.job.seq] = run
+            self._call_next(run.job)  # whom it waits for may have ended just then
+        else:
+            self._queue.put(run)
+
+    def _in_line(self, run: Run) -> bool:
+        return run.job.waits and run.job.seq in self._lines.get(_place(run.job), {})
+
+    def _leave_line(self, run: Run) -> None:
+        line = self._lines.get(_place(run.job), {})
+        line.pop(run.job.seq, None)
+        if not line:
+            self._lines.pop(_place(run.job), None)
+
+    def _call_next(self, job: Job) -> None:
+        """The job has ended, or looks whether it is its turn."""
+        if job.workspace is not None and _place(job) in self._lines:
+            self._own(self._call(_place(job)))
+
+    async def _call(self, place: tuple[int, str]) -> None:
+        """Whom the database has handed the workspace to comes into the queue."""
+        seq = await workspace.writer_seq(self._means.database, *place)
+        run = self._lines.get(place, {}).get(seq or 0)
+        if run is not None:
+            self._leave_line(run)
+            run.become(waits=False)
+            self._queue.put(run)
 
     def _enter(self, run: Run) -> None:
         self._leave(run)
@@ -588,6 +641,7 @@ class LiveJobs:
         if not run.done.is_set():
             run.result = Result("error", error="internal error; the log of the control plane has the details")
             await jobs.record_end(self._means.database, run.job, run.result)
+            self._call_next(run.job)
             self.tally.ended["error"] += 1
             spans.ended(self.tracer, run.job, run.result)
             run.attached.set()
@@ -695,6 +749,10 @@ class LiveJobs:
 def _require_unhalted(job: Job) -> None:
     if job.halted:
         raise Conflict(f"microVM {job.name!r} is stopped; start it with POST /api/v1/microvms/{job.request_id}/start")
+
+
+def _place(job: Job) -> tuple[int, str]:
+    return job.account_id, job.workspace or ""
 
 
 def _use_of(job: Job) -> Use:

@@ -64,6 +64,7 @@ class Means:
     requeue: Callable[["Run"], None]
     save_before_sleep: Callable[["Run"], Awaitable[None]]
     went_cold: Callable[["Run", Job], None]  # with the job as its next run will find it
+    ended: Callable[[Job], None]  # its end is durable, and its workspace somebody else's
     tally: Tally = field(default_factory=Tally)
     tracer: Tracer = OFF
 

@@ -190,7 +190,7 @@ class Scheduler:
 
         try:
             order = crons.order_of(self._secret, cron)
-            job = await self._live.submit(cron.account_id, order, also)
+            job = await self._live.submit(cron.account_id, order, also, in_line=False)
         except NodeUnavailable:  # shutting down: it is begun after the next start
             return
         except Conflict as error:

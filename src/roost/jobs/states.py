@@ -201,6 +201,7 @@ async def finishing(run: Run, means: Means) -> Move | None:
         log.warning("job.unrecorded", request_id=run.job.request_id, error=str(error))
         await asyncio.sleep(WRITE_AGAIN)
         return finishing
+    means.ended(run.job)
     means.tally.ended[result.status] += 1
     spans.ended(means.tracer, run.job, result)
     log.info(

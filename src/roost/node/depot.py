@@ -40,6 +40,7 @@ class Source:
     first_id: int
     live: bool = False
     memory: Path | None = None  # what is known of it from its last save
+    merged: Path | None = None  # of a live one: the root of the overlay that it is the upper layer of
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Depot:
                     "first_id": layer.first_id,
                     "live": layer.live,
                     "memory": str(layer.memory) if layer.memory else None,
+                    "merged": str(layer.merged) if layer.merged else None,
                 }
                 for layer in layers
             ],

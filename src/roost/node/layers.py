@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from roost.node.canonical import canonicalise
 from roost.node.depot import Depot, Found, Saved, Source, Used
 from roost.node.disk import BYTES_PER_INODE, GIB, Disk, Disks, is_attached, mount_image, repair, seal, unmount
 from roost.node.images import Hold, ImageStore
+from roost.node.moved import has_moved, settle
 from roost.node.protocol import Revision
 from roost.node.prune import prune
 from roost.node.usage import grown
@@ -243,7 +244,7 @@ class Layers:
         async with self._lock(id):
             kept = self._read(id)
             if kept.raw and disk.mountpoint.is_mount():
-                self._write(await self._plain(kept, kept.raw, disk))
+                self._replace(kept, await self._plain(kept, kept.raw, disk))
             elif kept.raw:  # a node before this one has set it aside
                 await self._finish_alone(id)
             await asyncio.to_thread(disk.remove)
@@ -257,10 +258,34 @@ class Layers:
     async def _plain(self, kept: Kept, raw: Raw, disk: Disk) -> Kept:
         with self.pinned(kept.parent) if kept.parent and self._is_here(kept.parent) else contextlib.nullcontext():
             lowers = await self.below(kept.parent)
-            added = await asyncio.to_thread(_freeze, disk, raw.first_id, lowers)
+            await asyncio.to_thread(_make_plain, disk, raw.first_id)
+            if await asyncio.to_thread(has_moved, disk):
+                await self._settle(kept, lowers, disk)
+            added = await asyncio.to_thread(grown, disk.upper, lowers)
         size = max(0, self._size(kept.parent) + added)
         await asyncio.to_thread(seal, disk)
-        return msgspec.structs.replace(kept, revision=msgspec.structs.replace(kept.revision, size=size), raw=None)
+        told = msgspec.structs.replace(kept.revision, size=size)
+        return msgspec.structs.replace(kept, revision=told, raw=None, disk=self._linked(kept, disk))
+
+    async def _settle(self, kept: Kept, lowers: list[Path], disk: Disk) -> None:
+        """Raises NotFound where what the disk speaks of is not on this node."""
+        if kept.parent and not lowers:
+            raise NotFound("directories were renamed that lie in a revision which is not on this node any more")
+        with self._images.hold_content(kept.revision.image) as hold:
+            await asyncio.to_thread(settle, disk, [*lowers, hold.path], self._directory / f"settle-{kept.revision.id}")
+
+    def _linked(self, kept: Kept, disk: Disk) -> str:
+        """The name of the disk's image here; a new one where the disk was made larger, and so is another file."""
+        if (self._directory / kept.disk).samefile(disk.image):
+            return kept.disk
+        name = f"{kept.revision.id}-{secrets.token_hex(4)}.img"
+        (self._directory / name).hardlink_to(disk.image)
+        return name
+
+    def _replace(self, before: Kept, after: Kept) -> None:
+        self._write(after)
+        if before.disk != after.disk:
+            (self._directory / before.disk).unlink(missing_ok=True)
 
     async def _finish_alone(self, id: str) -> None:
         """Of one whose sandbox is gone. With its lock held. Raises Unsaved; it is mounted otherwise."""
@@ -274,7 +299,7 @@ class Layers:
             except BaseException:
                 unmount(point)
                 raise
-            self._write(plain)
+            self._replace(kept, plain)
         except Exception as error:
             log.exception("revision.unsaved", revision=id)
             with contextlib.suppress(OSError):
@@ -498,11 +523,10 @@ def told(error: Exception) -> str:
     return str(error) if isinstance(error, RoostError) else f"internal error of the node: {type(error).__name__}"
 
 
-def _freeze(disk: Disk, first_id: int, lowers: Sequence[Path]) -> int:
-    """Make a finished sandbox's files a layer's; how many bytes it adds. May be repeated."""
+def _make_plain(disk: Disk, first_id: int) -> None:
+    """Make a finished sandbox's files a layer's. May be repeated."""
     disk.ballast.unlink(missing_ok=True)
     canonicalise(disk.upper, first_id)
-    return grown(disk.upper, lowers)
 
 
 def _mount_raw(disk: Disk) -> None:

@@ -88,7 +88,8 @@ class Saver:
             stored=True,
             stored_bytes=0,
         )
-        live = Source(member.disk.upper, member.site.first_id, live=True, memory=self._memory(record))
+        merged = Path(f"/proc/{member.pid}/root")
+        live = Source(member.disk.upper, member.site.first_id, True, self._memory(record), merged)
         used = Used(made.size, await self._layers.below(record.start_from))
         frozen = (freezer.hold, freezer.release)
         saved = await self._send(request.account, made, record.state.id, record.start_from, live, used, frozen)

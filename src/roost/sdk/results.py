@@ -7,6 +7,7 @@ class Accepted(TypedDict):
     message: str
     request_id: str
     status: str
+    pending_reason: NotRequired[str | None]
 
 
 class AccountRecord(TypedDict):
@@ -270,6 +271,7 @@ class JobStatus(TypedDict):
     awake_until: NotRequired[str | None]
     error: NotRequired[str | None]
     error_message: NotRequired[str | None]
+    pending_reason: NotRequired[str | None]
 
 
 class JobPage(TypedDict):
@@ -300,6 +302,7 @@ class JobRecord(TypedDict):
     awake_until: NotRequired[str | None]
     error: NotRequired[str | None]
     error_message: NotRequired[str | None]
+    pending_reason: NotRequired[str | None]
     script: str
     type: str
     rootfs_type: str

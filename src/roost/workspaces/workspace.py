@@ -1,7 +1,8 @@
 """Workspaces: named file systems that outlive their jobs, each with a head revision and at most one writer.
 
-The lock is the index `one_writer` over the jobs that have not ended, so whoever races, SQLite lets one submission in;
-it is free again in the transaction that records the job's end. Readers (`base_workspace_id`) never take it.
+The lock is the index `one_writer` over the jobs that have not ended, so whoever races, SQLite lets one submission in.
+The transaction that records the job's end hands it to the one that has waited longest (`jobs.waits`), or frees it.
+Readers (`base_workspace_id`) never take it.
 """
 
 import re
@@ -9,16 +10,18 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import Executable, Row, and_, delete, exists, func, or_, select, text
+from sqlalchemy import Executable, Row, and_, case, delete, exists, func, literal, null, or_, select, text, update
 from sqlalchemy.dialects.sqlite import insert
 
 from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import jobs, revisions, workspaces
-from roost.errors import Conflict, NotFound
+from roost.errors import Conflict, NoCapacity, NotFound
 
 # literally, or SQLite does not use the partial indexes
 UNFINISHED = text("jobs.status IN ('pending', 'running', 'sleeping')")
+WRITES = text("NOT jobs.waits AND jobs.status IN ('pending', 'running', 'sleeping')")
+MAX_LINE = 100  # jobs that wait for one workspace
 
 _AT_REVISION = re.compile(r"(?P<name>.+)@(?P<revision>[0-9a-f]{16})\Z", re.DOTALL)
 
@@ -57,8 +60,8 @@ def named(account_id: int, name: str) -> Any:
 
 
 def written(account_id: Any, name: Any) -> Any:
-    """The condition that a job which has not ended writes to the workspace."""
-    return exists().where(jobs.c.account_id == account_id, jobs.c.workspace == name, UNFINISHED)
+    """The condition that a job which has not ended writes to the workspace. While jobs wait for it, one does."""
+    return exists().where(jobs.c.account_id == account_id, jobs.c.workspace == name, WRITES)
 
 
 def based(account_id: Any, name: Any) -> Any:
@@ -98,9 +101,59 @@ def _workspace(row: Row[Any]) -> Workspace:
 
 async def writer(database: Database, account_id: int, name: str) -> str | None:
     """The request id of the job that writes to it."""
-    query = select(jobs.c.request_id).where(jobs.c.account_id == account_id, jobs.c.workspace == name, UNFINISHED)
+    query = select(jobs.c.request_id).where(jobs.c.account_id == account_id, jobs.c.workspace == name, WRITES)
     rows = await database.read(query)
     return rows[0].request_id if rows else None
+
+
+async def writer_seq(database: Database, account_id: int, name: str) -> int | None:
+    query = select(jobs.c.seq).where(jobs.c.account_id == account_id, jobs.c.workspace == name, WRITES)
+    rows = await database.read(query)
+    return rows[0].seq if rows else None
+
+
+def place_in_line(account_id: Any, name: Any) -> Any:
+    """The value of `waits` for a job that is being accepted: NULL, which its row refuses, where it may not wait.
+
+    It may not behind a job that stays, nor behind MAX_LINE others.
+    """
+    unfinished = jobs.alias("unfinished")
+    its = and_(
+        unfinished.c.account_id == account_id,
+        unfinished.c.workspace == name,
+        text("unfinished.status IN ('pending', 'running', 'sleeping')"),
+    )
+    ahead = select(func.count()).select_from(unfinished).where(its).scalar_subquery()
+    stays = exists().where(its, unfinished.c.persistent)
+    return case((ahead == 0, literal(0)), (or_(stays, ahead > MAX_LINE), null()), else_=literal(1))
+
+
+def handed_on(account_id: int, name: str) -> Executable:
+    """Whoever waits longest writes from now on, unless somebody does. Goes with the end of a job that did."""
+    line, writers = jobs.alias("line"), jobs.alias("writers")
+    first = select(func.min(line.c.seq)).where(
+        line.c.account_id == account_id, line.c.workspace == name, text("line.waits")
+    )
+    held = exists().where(
+        writers.c.account_id == account_id,
+        writers.c.workspace == name,
+        text("writers.workspace IS NOT NULL"),
+        text("NOT writers.waits AND writers.status IN ('pending', 'running', 'sleeping')"),
+    )
+    return update(jobs).where(jobs.c.seq == first.scalar_subquery(), ~held).values(waits=False)
+
+
+async def refuse_writer(database: Database, account_id: int, name: str, in_line: bool) -> None:
+    """Why a job may not even wait for it, if it would: raises Conflict, NoCapacity; returns when that has changed."""
+    mine = and_(jobs.c.account_id == account_id, jobs.c.workspace == name)
+    query = select(jobs.c.request_id, jobs.c.persistent).where(mine, UNFINISHED).order_by(jobs.c.seq)
+    ahead = await database.read(query)
+    for job in ahead:
+        if job.persistent or not in_line:
+            raise in_use(name, job.request_id)
+    if len(ahead) > MAX_LINE:
+        cure = "submit it when some have ended, or begin from it with base_workspace_id, as any number may at a time"
+        raise NoCapacity(f"{MAX_LINE} jobs wait for workspace '{name}' already; {cure}")
 
 
 def in_use(name: str, request_id: str) -> Conflict:

@@ -44,6 +44,7 @@ class LayerPath(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_id: int
     live: bool = False
     memory: str | None = None
+    merged: str | None = None
 
 
 class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +114,9 @@ def _path(text: str | None) -> Path | None:
 def run_save(request: SaveRequest) -> object:
     vault = vault_of(request)
     base = revision.read(vault, request.base) if request.base else None
-    layers = [Layer(Path(one.path), one.first_id, one.live, _path(one.memory)) for one in request.layers]
+    layers = [
+        Layer(Path(one.path), one.first_id, one.live, _path(one.memory), _path(one.merged)) for one in request.layers
+    ]
     cache = _path(request.cache)
     parts = (vault, base, layers, request.image, request.job)
     with Saving(*parts, id=request.id, parent=request.parent, cache=cache, told=Told()) as saving:

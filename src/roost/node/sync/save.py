@@ -36,6 +36,7 @@ Told = Callable[[str, int], None]
 class Layer:
     """A frozen (or live: still written to) upper directory. first_id: the host's id of the guest's root.
 
+    merged: of a live one, the root of the overlay that it is the upper layer of; see Look.
     memory: where the look at this layer is kept for the next save of the same directory, if there will be one.
     """
 
@@ -43,6 +44,7 @@ class Layer:
     first_id: int
     live: bool = False
     memory: Path | None = None
+    merged: Path | None = None
 
 
 def nobody_told(event: str, amount: int) -> None:
@@ -137,7 +139,7 @@ class Saving:
         self.frozen_seconds = time.monotonic() - begun
 
     def _look(self, layer: Layer, before: Scan | None) -> Scan:
-        look = Look(self._packer, self._pool, layer.first_id, layer.live, self._told)
+        look = Look(self._packer, self._pool, layer.first_id, layer.live, self._told, layer.merged)
         # A file without a name: nothing is left of it if this process is killed.
         file = tempfile.TemporaryFile()  # noqa: SIM115 it is closed with this save
         self._files.append(file)

@@ -31,6 +31,7 @@ BATCH = 512  # names in one record of the file
 CLOCK = 20_000_000  # ns; the kernel's time stamps are this coarse at worst
 NOBODY = xattrs.NOBODY
 REMARKS = 100
+MOVED = "trusted.overlay.redirect"
 MAGIC = b"roost scan 1\n"
 
 _GONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.ESTALE)
@@ -147,16 +148,27 @@ def quiet(layer: Path, scan: Scan) -> bool:
 
 
 class Look:
-    """One pass over a layer. `live`: others may be writing to it."""
+    """One pass over a layer. `live`: others may be writing to it.
+
+    merged: the root of the overlay whose upper layer it is. What a renamed directory of lower layers holds is seen
+    there alone, and belongs to the layer as if it had been made anew.
+    """
 
     def __init__(
-        self, packer: Packer, pool: ThreadPoolExecutor, first_id: int, live: bool, told: Callable[[str, int], None]
+        self,
+        packer: Packer,
+        pool: ThreadPoolExecutor,
+        first_id: int,
+        live: bool,
+        told: Callable[[str, int], None],
+        merged: Path | None = None,
     ) -> None:
         self._packer = packer
         self._pool = pool
         self._first_id = first_id
         self._live = live
         self._told = told
+        self._merged = merged
         self.counts = Counts()
 
     def write(self, layer: Path, to: Path, before: Scan | None, revision: str) -> Scan:
@@ -202,31 +214,61 @@ class Look:
         """Depth first, names sorted: key order."""
         with Descent(os.dup(root), _entered) as descent:
             yield self._directory(b"", os.fstat(descent.here), descent.here)
-            stack = [(iter(_sorted_names(descent.here)), b"")]
-            while True:
-                names, prefix = stack[-1]
-                name = next(names, None)
-                if name is None:
-                    stack.pop()
-                    if not stack:
-                        return
-                    self._leave(descent, stack)
+            yield from self._walk_below(descent, b"", 0)
+
+    def _walk_below(self, descent: Descent, top: bytes, depth: int, device: int | None = None) -> Iterator[Seen]:
+        """What is in `descent.here`, whose keys begin with `top`. device: what is on others is left out."""
+        stack = [(iter(_sorted_names(descent.here)), top)]
+        while True:
+            names, prefix = stack[-1]
+            name = next(names, None)
+            if name is None:
+                stack.pop()
+                if not stack:
+                    return
+                self._leave(descent, stack)
+                continue
+            key = prefix + os.fsencode(name)
+            try:
+                state = status_of(descent.here, name)
+                if not stat.S_ISDIR(state.st_mode):
+                    seen = self._other(descent.here, name, key, state)
+                    if seen is not None:
+                        yield seen
                     continue
-                key = prefix + os.fsencode(name)
-                try:
-                    state = status_of(descent.here, name)
-                    if not stat.S_ISDIR(state.st_mode):
-                        seen = self._other(descent.here, name, key, state)
-                        if seen is not None:
-                            yield seen
-                        continue
-                    inner = descent.enter(name)
-                except OSError as error:
-                    self._gone(error)
-                    continue
-                _refuse_deeper(key, len(stack))
-                yield self._directory(key, os.fstat(inner), inner)
+                inner = descent.enter(name)
+            except OSError as error:
+                self._gone(error)
+                continue
+            _refuse_deeper(key, depth + len(stack))
+            state = os.fstat(inner)
+            if device is not None and state.st_dev != device:
+                self._leave(descent, stack)
+                continue
+            moved = self._is_moved(inner)
+            yield self._directory(key, state, inner, moved)
+            if moved:
+                yield from self._walk_moved(key, depth + len(stack))
+                self._leave(descent, stack)
+            else:
                 stack.append((iter(_sorted_names(inner)), key + b"\0"))
+
+    def _is_moved(self, directory: int) -> bool:
+        return self._merged is not None and MOVED in xattrs.names_of(directory)
+
+    def _walk_moved(self, key: bytes, depth: int) -> Iterator[Seen]:
+        assert self._merged
+        try:
+            descent = Descent(os.open(self._merged, OPEN_DIRECTORY & ~os.O_NOFOLLOW), _entered)
+        except OSError as error:
+            return self._gone(error)
+        with descent:
+            try:
+                for name in key.split(b"\0"):
+                    descent.enter(os.fsdecode(name))
+            except OSError as error:
+                return self._gone(error)
+            yield from self._walk_below(descent, key + b"\0", depth, os.fstat(descent.here).st_dev)
 
     def _leave(self, descent: Descent, stack: list[tuple[Iterator[str], bytes]]) -> None:
         """Where the directory above was moved away meanwhile, what is left of it to be seen has gone, too."""
@@ -247,10 +289,11 @@ class Look:
         self.counts.remark(key, "belongs to somebody outside the sandbox; saved as nobody's")
         return (uid if 0 <= uid < xattrs.IDS else NOBODY), (gid if 0 <= gid < xattrs.IDS else NOBODY)
 
-    def _directory(self, key: bytes, state: os.stat_result, fd: int) -> Seen:
+    def _directory(self, key: bytes, state: os.stat_result, fd: int, moved: bool = False) -> Seen:
         names = xattrs.names_of(fd)
-        opaque = xattrs.OPAQUE in names and xattrs.value_of(fd, xattrs.OPAQUE) == b"y"
-        _refuse_redirects(key, names)
+        opaque = moved or (xattrs.OPAQUE in names and xattrs.value_of(fd, xattrs.OPAQUE) == b"y")
+        if not moved:
+            _refuse_redirects(key, names)
         uid, gid = self._ids(key, state)
         entry = Entry(
             key,
@@ -390,7 +433,8 @@ def _refuse_redirects(key: bytes, names: list[str]) -> None:
     if any(name in names for name in xattrs.FORBIDDEN):
         where = key.replace(b"\0", b"/").decode(errors="backslashreplace")
         raise Invalid(
-            f"layer entry /{where} is a redirect or metacopy; mount overlays with redirect_dir=off,metacopy=off"
+            f"layer entry /{where} is a redirect or metacopy: a layer that is kept has none (moved.py), "
+            "and one that is written to only with `merged`"
         )
 
 
