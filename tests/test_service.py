@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.cli.machine import up
-from roost.cli.service import up_words
+from roost.cli.service import read_up, up_words
 from roost.errors import Conflict, SetupMissing
 from roost.node import delegation
 from roost.service import DROPPED, Service, Systemd, install, remove, unit_text
@@ -20,7 +19,7 @@ def fields(service: Service = SERVICE) -> dict[str, str]:
 
 
 def words(*options: str) -> list[str]:
-    return up_words(up.make_context("up", list(options)))
+    return up_words(read_up(options))
 
 
 def test_a_unit_starts_the_program_stops_it_in_order_and_starts_it_again_after_a_crash() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -69,12 +70,17 @@ def status(name: str, raw: bool) -> None:
 
 
 def _service(name: str, options: tuple[str, ...] = ()) -> Service:
-    given = up.make_context("roost service install", list(options))
+    given = read_up(options)
     if given.params["hello"]:
         raise Invalid("--hello is for a person who looks on, not for a service")
     program = (sys.executable, "-P", "-m", "roost.cli", "up", *up_words(given))
     owner = int(os.environ.get("SUDO_UID") or os.getuid())
     return Service(program, given.params["state"].absolute(), owner, name, systemd_version() >= DELEGATES)
+
+
+def read_up(options: Sequence[str]) -> click.Context:
+    """Raises click's own errors for what `roost up` would not take."""
+    return up.make_context("roost service install", list(options), help_option_names=["-h", "--help"])
 
 
 def up_words(given: click.Context) -> list[str]:
