@@ -25,7 +25,7 @@ from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from roost.errors import Invalid, SetupMissing, about
-from roost.node import firewall
+from roost.node import firewall, networkd
 from roost.node.firewall import INSTANCES, MEMBERS, Guest, Policy
 from roost.node.forwarding import Forwarding
 
@@ -136,6 +136,7 @@ class Network:
         if not Path("/proc/sys/net/ipv6").is_dir():
             raise SetupMissing("IPv6 is switched off in the kernel; boot without ipv6.disable=1")
         await asyncio.to_thread(firewall.check_conntrack)
+        await asyncio.to_thread(networkd.leave_our_links_alone)
         self._mtu = default_mtu()
         gated = await asyncio.to_thread(self.forwarding.claim, self.instance)
         left = await self._rtnl.run(self._rtnl.members)  # by an earlier node: they go on meanwhile
