@@ -5,7 +5,10 @@ accepts, the kernel keeps who comes, so that they see a delay and no refusal; po
 `up`.
 """
 
+import contextlib
+import resource
 import socket
+import sys
 
 from roost.errors import Conflict, Invalid
 
@@ -63,3 +66,12 @@ def listener(option: str, where: str, inherited: dict[str, int]) -> socket.socke
         raise Invalid(f"--inherited {name}={inherited[name]} is no listening socket: {error}") from error
     handed.setblocking(False)
     return handed
+
+
+def open_files() -> int:
+    """How many this process may have open, after it has asked for as many as it may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncGenerator, Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import uvicorn
@@ -25,6 +25,7 @@ from roost.accounts.oidc import provider_of
 from roost.accounts.quotas import Quotas, defaults
 from roost.accounts.tokens import Tokens, ensure_account
 from roost.api.app import build
+from roost.api.connection import Connections
 from roost.api.exec_stream import MAX_AHEAD
 from roost.api.plane import ControlPlane
 from roost.api.timing import Timed
@@ -56,6 +57,7 @@ from roost.workspaces.collection import Collection, Retention
 if TYPE_CHECKING:
     from roost.node.client import NodeClient
 
+EXPECTED = ("without completing handshake", "Invalid HTTP request received", "Unsupported upgrade request")
 LAST_ANSWERS = 3  # seconds for requests that are under way when everything else has stopped
 FIRST_TOKEN_LENGTH = 16  # characters, at least
 
@@ -153,11 +155,11 @@ async def http_gateway(
 
 
 async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -> None:
-    app, tracer = build(plane, gateway), plane.live.tracer
+    app, tracer, connections = build(plane, gateway), plane.live.tracer, Connections()
     config = uvicorn.Config(
         Timed(Traced(app, tracer) if tracer.on else app, app.state.durations),
         loop="none",
-        http="httptools",
+        http=cast(Any, connections.protocol),
         ws="websockets-sansio",
         ws_max_size=MAX_AHEAD,
         ws_ping_timeout=60.0,  # seconds; a client that reads slowly answers pings late
@@ -175,6 +177,7 @@ async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
     serving = asyncio.create_task(server.serve([listener]))
+    watching = asyncio.create_task(connections.watch())
     stop = asyncio.create_task(told_to_stop.wait())
     host, port, *_ = listener.getsockname()
     log.info("serve.listening", host=host, port=port, pid=os.getpid())
@@ -186,14 +189,15 @@ async def _run(plane: ControlPlane, listener: socket.socket, gateway: Gateway) -
         stop.cancel()
         server.should_exit = True
         await serving
+        watching.cancel()
     if plane.live.failure.done():
         plane.live.failure.result()
     log.info("serve.end")
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    """uvicorn complains of WebSockets that were refused with a status, as they are meant to be."""
-    return "without completing handshake" not in record.getMessage()
+    """uvicorn complains of what any stranger can send, and of WebSockets that were refused, as they are meant to be."""
+    return not any(one in record.getMessage() for one in EXPECTED)
 
 
 class Server(uvicorn.Server):

@@ -74,7 +74,7 @@ def test_which_missed_runs_are_made_up_for() -> None:
         ("", "UTC", "has 0 field"),
         ("* * * *", "UTC", "has 4 field"),
         ("* * * * * *", "UTC", "give five fields"),
-        ("@daily", "UTC", "give five fields"),
+        ("@reboot", "UTC", "give five fields"),
         ("61 * * * *", "UTC", "bad minute"),
         ("* 24 * * *", "UTC", "bad hour"),
         ("* * 32 * *", "UTC", "bad day-of-month"),
@@ -100,3 +100,26 @@ def test_what_makes_no_sense_is_refused_with_the_cure(expression: str, zone: str
     with pytest.raises(Invalid, match=words):
         times.check(expression, zone, ns("2027-03-01T12:00:00+00:00"))
     return None
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("@hourly", "03-03 11:00+0000"),
+        ("@daily", "03-04 00:00+0000"),
+        ("@midnight", "03-04 00:00+0000"),
+        ("@Weekly", "03-07 00:00+0000"),
+        ("@monthly", "04-01 00:00+0000"),
+        ("@yearly", "01-01 00:00+0000"),
+        ("@annually", "01-01 00:00+0000"),
+    ],
+)
+def test_the_names_of_crontab_mean_what_they_mean_there(name: str, when: str) -> None:
+    times.check(name, "UTC", ns("2027-03-03T10:30:00+00:00"))
+    assert following(name, "UTC", "2027-03-03T10:30:00+00:00", 1) == [when]
+
+
+@pytest.mark.parametrize("name", ["@reboot", "@every 5m", "@", "@dailyy"])
+def test_other_names_are_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(Invalid, match="@hourly, @daily"):
+        times.check(name, "UTC", ns("2027-03-03T10:30:00+00:00"))

@@ -50,6 +50,20 @@ async def test_every_tool_says_what_it_is_for_and_what_it_takes_and_tells(tmp_pa
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_an_argument_that_a_tool_does_not_have_is_refused_with_those_that_it_has(
+    tmp_path: Path, transport: str
+) -> None:
+    async with a_world(tmp_path, transport) as (mcp, api):
+        said = await mcp.refused("run", script="true", workspce="files")
+        assert "unknown argument 'workspce'" in said
+        assert "script" in said and "workspace" in said
+        assert not api.node.requests
+        assert "unknown argument 'status'" in await mcp.refused("workspaces", status="x")
+        tools = (await mcp.client.list_tools()).tools
+        assert all(tool.input_schema["additionalProperties"] is False for tool in tools)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_script_runs_and_its_lines_come_while_it_does(tmp_path: Path, transport: str) -> None:
     async with a_world(tmp_path, transport) as (mcp, api):
         seen: list[str] = []

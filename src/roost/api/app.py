@@ -34,6 +34,7 @@ from roost.api import (
     metrics,
     microvms,
     proxy_targets,
+    query,
     quotas,
     saved_jobs,
     schedules,
@@ -51,7 +52,9 @@ from roost.api import (
 from roost.api.auditing import audited
 from roost.api.bodies import MAX_BODY
 from roost.api.guard import COOKIE, require_scope
+from roost.api.head import headed, refuse_head
 from roost.api.plane import ControlPlane
+from roost.api.query import require_known_query
 from roost.api.timing import Durations
 from roost.errors import RoostError
 
@@ -219,7 +222,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     def the_plane(state: State) -> ControlPlane:
         return state.plane
 
-    api = Router("/api/v1", route_handlers=[*ROUTES], guards=[require_scope], middleware=[audited])
+    guards = [refuse_head, require_scope, require_known_query]
+    api = Router("/api/v1", route_handlers=[*ROUTES], guards=guards, middleware=[audited])
     pages = [login_pages.login_page, login_pages.log_in, login_pages.log_out]
     pages += [login_pages.device_page, login_pages.decide_device]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
@@ -244,7 +248,8 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
             security=[{"token": []}, {"session": []}],
         ),
     )
-    app.asgi_handler = _also_as_v2(app.asgi_handler)
+    app.asgi_handler = headed(_also_as_v2(app.asgi_handler))
+    query.remember(app)
     app.state.plane = plane
     app.state.gateway = gateway
     app.state.durations = Durations()

@@ -5,6 +5,7 @@
 
 import difflib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Generator
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -28,7 +29,7 @@ _JSON_WORDS = {"str": "string", "int": "whole number", "float": "number", "bool"
 def read(model: type[Model], body: bytes) -> Model:
     """Raises Invalid."""
     try:
-        return msgspec.json.decode(body, type=model)
+        return msgspec.json.decode(body.removeprefix(BOM_UTF8), type=model)  # some editors' files begin with it
     except msgspec.ValidationError as error:
         raise Invalid(_in_words(str(error), model)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

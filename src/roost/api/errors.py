@@ -29,6 +29,7 @@ STATUS: dict[type[errors.RoostError], int] = {
     errors.StoreUnavailable: 503,
 }
 INTERNAL = "internal error"
+CLIENT_LEFT = "client disconnected prematurely"  # what the framework says of it
 
 log: FilteringBoundLogger = structlog.get_logger()
 Caller = Request[Any, Any, Any]
@@ -54,6 +55,8 @@ def refusal(request: Caller, error: HTTPException) -> Response[dict[str, str]]:
         return answer(404, f"there is nothing at {request.method} {request.url.path[:200]}; see /docs")
     if error.status_code == 413:
         return answer(413, "the body is larger than the limit of this call (2 MiB for JSON)")
+    if error.detail == CLIENT_LEFT:
+        return answer(400, "the body did not come whole")  # which nobody reads: it is no fault of ours
     if error.status_code >= 500:
         return fault(request, error)
     return answer(error.status_code, error.detail, dict(error.headers or {}))

@@ -73,7 +73,7 @@ class Left(Exception):
     """The client has gone."""
 
 
-@websocket("/mags-jobs/{id:str}/execs/{exec_id:str}/stream", opt={"open": True})
+@websocket("/mags-jobs/{id:str}/execs/{exec_id:str}/stream", opt={"open": True, "query": ("after",)})
 async def stream(socket: WebSocket[Any, Any, State], id: str, exec_id: str) -> None:
     """Refused with an HTTP status, which a close code before the handshake could not tell."""
     receive, send, plane = socket.receive, socket.send, cast(ControlPlane, socket.app.state.plane)

@@ -6,6 +6,7 @@ parser with limits) is used here directly instead.
 
 import importlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from email.message import Message
 from typing import Any, cast
 
 from roost.errors import Invalid, TooLarge
@@ -13,6 +14,8 @@ from roost.errors import Invalid, TooLarge
 # python-multipart, which mcp needs, has a package of that name, too: it hands this module on, untyped
 multipart: Any = importlib.import_module("multipart")
 
+DISPOSITION = "Content-Disposition"
+CHARSETS = ("utf-8", "iso-8859-1", "us-ascii")
 MAX_PARTS = 16
 MAX_OTHERS = 64 * 1024  # bytes of everything but the file: other fields, headers, boundaries
 MAX_BOUNDARY = 70  # characters; RFC 2046
@@ -40,7 +43,7 @@ class Form:
             if isinstance(event, multipart.MultipartSegment):
                 segment = event
                 if segment.name == "file":
-                    return segment.filename or ""
+                    return _file_name(segment)
             others += len(event) if isinstance(event, bytes) else 0
             if others > MAX_OTHERS:
                 raise TooLarge(f"the form's other fields are larger than {MAX_OTHERS} bytes; leave them out")
@@ -71,3 +74,20 @@ class Form:
             self._parser.close()
         except multipart.MultipartError as error:
             raise Invalid(f"the form cannot be read: {error}; {HOW}") from None
+
+
+def _file_name(segment: Any) -> str:
+    """Some clients, like older ones of Python, write a name that is not ASCII by RFC 5987 only. Raises Invalid."""
+    header = Message()
+    header[DISPOSITION] = segment.header(DISPOSITION, "")
+    given = cast("list[tuple[str, Any]]", header.get_params([], DISPOSITION))
+    extended = [value for name, value in given if name == "filename" and not isinstance(value, str)]
+    if not extended:
+        return segment.filename or ""
+    charset, _, text = cast("tuple[str | None, str | None, str]", extended[0])
+    try:
+        if (charset or "").lower() not in CHARSETS:
+            raise ValueError
+        return text.encode("latin-1").decode(str(charset))
+    except ValueError:
+        raise Invalid("file: its filename* is not like UTF-8''na%C3%AFve.txt; write it so, or give filename") from None

@@ -20,6 +20,7 @@ from roost.api.bodies import JsonBody
 from roost.api.mags import Caller
 from roost.api.members import AccountRecord, accounts_of
 from roost.api.plane import ControlPlane, Plane
+from roost.api.query import ANY
 from roost.errors import Invalid, NotFound, RoostError, Unauthenticated
 
 OPEN = {"open": True}
@@ -132,7 +133,12 @@ async def log_in_oidc(request: Anybody, plane: Plane, next: str = HOME) -> Respo
     return redirect(url, _cookie(request, OIDC_COOKIE, sealed, 600))
 
 
-@get("/login/oidc/callback", status_code=302, summary="Where the OpenID provider sends the browser back", opt=OPEN)
+@get(
+    "/login/oidc/callback",
+    status_code=302,
+    summary="Where the OpenID provider sends the browser back",
+    opt=OPEN | {"query": ANY, "changes": True},
+)
 async def log_in_oidc_callback(request: Anybody, plane: Plane) -> Response[Any]:
     from roost.api.login_pages import refused
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
-METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 NO_ANSWER = 500  # what the server says when a handler fails before it has answered
 
 

@@ -24,7 +24,19 @@ MAX_EXPRESSION = 256  # characters
 MAX_ZONE = 64
 LOOK_BACK = 3600 * SECOND  # first attempt at the newest instants; longer where it holds too few
 
-HOW = "five fields: minute, hour, day of month, month, day of week, like '30 2 * * MON-FRI' or '*/5 * * * *'"
+HOW = (
+    "five fields: minute, hour, day of month, month, day of week, like '30 2 * * MON-FRI' or '*/5 * * * *'; "
+    "or @hourly, @daily, @weekly, @monthly, @yearly"
+)
+NAMED = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
 
 
 def check(expression: str, timezone: str, now_ns: int) -> None:
@@ -32,7 +44,7 @@ def check(expression: str, timezone: str, now_ns: int) -> None:
     if len(expression) > MAX_EXPRESSION:
         raise Invalid(f"cron_expression: {len(expression)} characters; at most {MAX_EXPRESSION}")
     _zone(timezone)
-    if len(expression.split()) != 5:
+    if len(_fields(expression).split()) != 5:
         raise Invalid(f"cron_expression: {expression!r} has {len(expression.split())} field(s); give {HOW}")
     if next_after(expression, timezone, now_ns) is None:
         raise Invalid(f"cron_expression: {expression!r} never comes; there is no such day in the next 50 years")
@@ -69,7 +81,7 @@ def made_up_for(instants: list[int], missed: Missed, now_ns: int) -> list[int]:
 def _instants(expression: str, timezone: str, after_ns: int) -> Iterator[int]:
     begin = datetime.fromtimestamp(after_ns // SECOND, UTC).astimezone(_zone(timezone))
     try:
-        for when in CronSim(expression, begin):
+        for when in CronSim(_fields(expression), begin):
             instant = int(when.timestamp()) * SECOND
             if instant > after_ns:  # asked within the hour that comes twice, cronsim names its first coming
                 yield instant
@@ -77,6 +89,11 @@ def _instants(expression: str, timezone: str, after_ns: int) -> Iterator[int]:
         raise Invalid(f"cron_expression: {expression!r}: {str(error).lower()}; give {HOW}") from None
     except OverflowError:
         return  # beyond the year 9999
+
+
+def _fields(expression: str) -> str:
+    """crontab(5) has names for the commonest."""
+    return NAMED.get(expression.strip().lower(), expression)
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -6,12 +6,14 @@ There are no sessions: each request stands for itself, so that nothing piles up 
 
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import uvicorn
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import create_model, model_validator
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -32,15 +34,34 @@ the file tools work in a sandbox that stays. Stop what is no longer needed."""
 
 
 def server(api_of: Callable[[Call], Api]) -> MCPServer[Any]:
-    made: MCPServer[Any] = MCPServer(
-        "roost", title="Roost", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING", subscriptions=False
-    )
     tools = Tools(api_of)
-    for name, annotations in ANNOTATIONS.items():
-        tool = getattr(tools, name)
-        words = " ".join((tool.__doc__ or "").split())
-        made.add_tool(told(tool), name=name, description=words, annotations=annotations)
-    return made
+    return MCPServer(
+        "roost", title="Roost", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING",
+        subscriptions=False, tools=[_tool(getattr(tools, name), name) for name in ANNOTATIONS],
+    )  # fmt: skip
+
+
+def _tool(call: Callable[..., Any], name: str) -> Tool:
+    words = " ".join((call.__doc__ or "").split())
+    tool = Tool.from_function(told(call), name=name, description=words, annotations=ANNOTATIONS[name])
+    return strict(tool)
+
+
+def strict(tool: Tool) -> Tool:
+    """Refuses arguments that it does not have: left out in silence, they would be taken for honoured."""
+    known = sorted(tool.parameters["properties"])
+
+    def refuse_unknown(given: Any) -> Any:
+        for name in cast("dict[str, Any]", given):
+            if name not in known:
+                raise ValueError(f"unknown argument {name[:80]!r}; {tool.name} takes {', '.join(known)}")
+        return given
+
+    loose = tool.fn_metadata.arg_model
+    checks = {"refuse_unknown": model_validator(mode="before")(refuse_unknown)}
+    tool.fn_metadata.arg_model = create_model(loose.__name__, __base__=loose, __validators__=cast(Any, checks))
+    tool.parameters["additionalProperties"] = False
+    return tool
 
 
 async def serve_stdio(credentials: Credentials) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import resource
 import socket
 import time
 from collections.abc import Coroutine
@@ -20,6 +19,7 @@ from roost.gateways.http.quotas import Quotas
 from roost.gateways.http.request import Origin
 from roost.gateways.http.routing import Dialer, Routes
 from roost.gateways.tls.challenges import Challenges
+from roost.listening import open_files
 from roost.settings import ServeSettings
 from roost.tracing import OFF, Tracer
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from roost.gateways.http.h2 import Http2Connection
 
 MOST_CONNECTIONS = 20_000
-RESERVED_FILES = 1000  # of what this process may have open, for the API, the database and the node
+RESERVED_FILES = 1000  # of what this process may have open, for SSH, the database and the node; the API has a fifth
 SWEEP = 1.0  # seconds between two looks at deadlines
 LAST_ANSWERS = 10.0  # seconds for exchanges that are under way when the gateway stops
 KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 20, socket.TCP_KEEPCNT: 4}  # seconds, seconds, probes
@@ -56,7 +56,7 @@ class Gateway:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._most = min(MOST_CONNECTIONS, _open_files() - RESERVED_FILES)
+        self._most = min(MOST_CONNECTIONS, open_files() * 4 // 5 - RESERVED_FILES)
         self._sweeping = asyncio.create_task(self._sweep())
         return self
 
@@ -158,12 +158,3 @@ class Full(asyncio.Protocol):
         text = "the gateway has as many connections open as it can have; try again in a moment"
         connection.write(pages.last_words(503, text))
         connection.close()
-
-
-def _open_files() -> int:
-    """How many this process may have open, after it has asked for as many as it may."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS + RESERVED_FILES if soft == resource.RLIM_INFINITY else soft
