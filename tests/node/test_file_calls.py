@@ -16,6 +16,7 @@ import yarl
 from aiohttp import web
 
 from roost.errors import Conflict, Invalid, NoCapacity, NodeUnavailable, NotFound, TooLarge
+from roost.node import tree
 from roost.node.client import NodeClient
 from roost.node.daemon import speak_plainly
 from roost.node.file_calls import EACH, FileCalls
@@ -296,10 +297,9 @@ async def test_a_slow_caller_holds_back_the_reading(node: Node) -> None:
         await chunks.aclose()  # type: ignore[attr-defined]
 
 
-async def test_half_a_content_never_looks_whole(node: Node) -> None:
-    deep = node.live / "/".join(["d"] * 200)
-    deep.mkdir(parents=True)
-    (deep / "/".join(["e"] * 100)).mkdir(parents=True)
+async def test_half_a_content_never_looks_whole(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "NAMES", 1)  # a directory of more than one name is large now
+    (node.live / "/".join(["d"] * (tree.HUGE + 10))).mkdir(parents=True)
     (node.live / "file").write_bytes(os.urandom(3_000_000))
     with pytest.raises((NodeUnavailable, Invalid)):  # Invalid if nothing of the archive was sent yet
         await whole(node.client.tar(SANDBOX, 0, ""))

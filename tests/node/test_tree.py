@@ -18,6 +18,7 @@ from roost import linux
 from roost.errors import Conflict, Invalid, NotFound, RoostError
 from roost.node import tree as tree_module
 from roost.node.tree import CHUNK, DEEPEST, NOBODY, Tree, process_root
+from tests.node.sync.trees import dig
 
 FIRST_ID = 2**30 + 7 * 65536
 SECRET = b"of the host"
@@ -258,22 +259,20 @@ def test_a_file_that_changes_its_size_does_not_break_the_archive(root: Path, fil
         assert len(packed) % 512 == 0
 
 
-def test_nesting_has_a_limit(root: Path, files: Tree) -> None:
-    at = os.open(root, os.O_RDONLY)
-    for _ in range(DEEPEST + 10):
-        os.mkdir("d", dir_fd=at)
-        below = os.open("d", os.O_RDONLY, dir_fd=at)
-        os.close(at)
-        at = below
-    os.close(at)
-    with pytest.raises(Invalid, match="deeper"):
-        b"".join(files.tar(b""))
-    with pytest.raises(Conflict, match="deeper"):
-        files.delete(b"d")
+@pytest.mark.parametrize(("depth", "name"), [(3000, "d"), (60, "n" * 200)])
+def test_a_tree_of_any_depth_is_archived_and_deleted(mounted: Path, depth: int, name: str) -> None:
+    dig(mounted / "deep", depth, name)
+    with Tree(mounted, FIRST_ID) as files:
+        found = archive(files, b"deep").getnames()
+        assert len(found) == depth + 2
+        assert max(found, key=len) == "/".join([*[name] * depth, "file"])
+        files.delete(b"deep")
+        assert names(files, b"") == {b"", b"cmdline"}
+
+
+def test_the_directories_that_a_write_makes_have_a_limit(root: Path, files: Tree) -> None:
     with pytest.raises(Invalid, match="deeper"):
         files.write(b"e/" * (DEEPEST + 10) + b"f", [], 0o644)
-    files.delete(b"/".join([b"d"] * 100))
-    files.delete(b"d")
     assert names(files, b"") == {b""}
 
 
@@ -289,6 +288,58 @@ def test_a_file_is_written_with_its_directories_for_the_containers_root(root: Pa
     files.write(b"a/b/file", [b"three"], 0o600)
     assert os.listdir(root / "a/b") == ["file"]
     assert content(files, b"a/b/file") == b"three"
+
+
+def owned(path: Path) -> tuple[int, int, int]:
+    status = path.lstat()
+    return status.st_uid - FIRST_ID, status.st_gid - FIRST_ID, stat.S_IMODE(status.st_mode)
+
+
+def test_what_is_replaced_keeps_its_owner_mode_and_attributes(root: Path, files: Tree) -> None:
+    file = root / "tool"
+    file.write_bytes(b"old")
+    os.chown(file, FIRST_ID + 1000, FIRST_ID + 100)
+    file.chmod(0o4755)
+    os.setxattr(file, "user.note", b"mine")
+    files.write(b"tool", [b"new content"])
+    assert (file.read_bytes(), owned(file)) == (b"new content", (1000, 100, 0o4755))
+    assert os.getxattr(file, "user.note") == b"mine"
+    files.write(b"tool", [b"again"], 0o600)
+    assert owned(file) == (1000, 100, 0o600)
+
+
+@pytest.mark.parametrize("content", [b"", b"shorter", b"much longer than what was there " * 1000])
+def test_a_file_of_several_names_stays_one(root: Path, files: Tree, content: bytes) -> None:
+    first = root / "first"
+    first.write_bytes(b"what was there before")
+    os.chown(first, FIRST_ID + 7, FIRST_ID + 7)
+    first.chmod(0o640)
+    os.link(first, root / "second")
+    files.write(b"second", [content])
+    assert first.read_bytes() == (root / "second").read_bytes() == content
+    assert first.samefile(root / "second") and owned(first) == (7, 7, 0o640)
+    assert sorted(os.listdir(root)) == ["first", "second"]
+
+
+def test_a_write_to_several_names_that_breaks_off_changes_nothing(mounted: Path) -> None:
+    with Tree(mounted, FIRST_ID) as files:
+        files.write(b"one", [b"old" * 100_000])
+        os.link(mounted / "one", mounted / "two")
+        with pytest.raises(Conflict, match="disk_gb"):
+            files.write(b"two", [bytes(CHUNK)] * 20)
+        with pytest.raises(Conflict, match="disk_gb"):
+            files.write(b"two", [bytes(CHUNK)] * 2)  # its bytes fit once, and not once more in place
+        assert content(files, b"one") == content(files, b"two") == b"old" * 100_000
+
+
+def test_what_is_new_belongs_to_the_owner_of_its_directory(root: Path, files: Tree) -> None:
+    home = root / "home"
+    home.mkdir()
+    os.chown(home, FIRST_ID + 1000, FIRST_ID + 50)
+    home.chmod(0o2755)
+    files.write(b"home/project/src/main.py", [b"x"])
+    assert owned(home / "project") == owned(home / "project/src") == (1000, 50, 0o2755)
+    assert owned(home / "project/src/main.py") == (1000, 50, 0o644)
 
 
 def test_a_write_that_breaks_off_changes_nothing(root: Path, files: Tree) -> None:

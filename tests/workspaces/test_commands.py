@@ -73,6 +73,26 @@ async def test_a_workspace_from_its_first_job_to_its_end(shell: Shell, tmp_path:
     assert "Workspace 'w' deleted" in await shell.roost("workspace", "delete", "--force", "w")
 
 
+async def test_what_could_not_be_saved_is_named_and_recovered(shell: Shell) -> None:
+    node = shell.plane.node
+    node.kept_raw = "the disk is full"
+    job = (await shell.roost("run", "-d", "-w", "w", "true")).split()[0]
+    await until(lambda: bool(node.requests))
+    (vm_id,) = node.requests
+    node.end(vm_id)
+    await until(lambda: bool(node.saves))
+    (revision,) = node.saves
+    assert "the disk is full" in await shell.roost("status", job)
+    for listing in ("list", "revisions w"):
+        shown = await shell.roost("workspace", *listing.split())
+        assert f"{revision} is not saved yet: the disk is full; roost workspace recover w" in shown
+    assert "they are kept" in await shell.roost("workspace", "recover", "w", status=1)
+    node.kept_raw = None
+    assert "1 revision(s) of workspace 'w' saved" in await shell.roost("workspace", "recover", "w")
+    assert "not saved yet" not in await shell.roost("workspace", "list")
+    assert "All of workspace 'w' is saved" in await shell.roost("workspace", "recover", "w")
+
+
 async def test_a_large_upload_through_a_socket(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 30_000_000)
     await shell.roost("run", "-p", "-f", str(tmp_path / "big"), "true")

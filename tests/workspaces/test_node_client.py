@@ -53,11 +53,13 @@ async def test_paths_reach_the_node_byte_by_byte(tmp_path: Path) -> None:
         await node.write_file("0" * 8, "a b/\udcff%?ü", pieces(b"xyz"), 0o600)
         await node.delete_file("0" * 8, "d")
         assert await node.edit("e" * 16, SAVE, "f", pieces(b"x")) == MADE
+        assert await node.edit("e" * 16, SAVE, "f", pieces(b"x"), 0o644) == MADE
         assert await node.edit("e" * 16, SAVE, "f", None) == MADE
     wanted = f"revision={'f' * 16}&account=3&upload=1"
     assert asked == [
         f"PUT /v1/sandboxes/{'0' * 8}/files/a%20b/%FF%25%3F%C3%BC?mode=384 3",
         f"DELETE /v1/sandboxes/{'0' * 8}/files/d 0",
+        f"PUT /v1/revisions/{'e' * 16}/files/f?{wanted} 1",
         f"PUT /v1/revisions/{'e' * 16}/files/f?mode=420&{wanted} 1",
         f"DELETE /v1/revisions/{'e' * 16}/files/f?{wanted} 0",
     ]

@@ -29,7 +29,6 @@ from roost.workspaces import revisions, workspace
 from roost.workspaces.workspace import Workspace
 
 MAX_PATH = 4096  # bytes, as the kernel counts
-MODE = "0644"
 
 Caller = Request[Account, str, State]
 Place = Annotated[Path | None, Parameter(description="From the root, byte by byte percent-encoded; empty: the root")]
@@ -105,12 +104,13 @@ async def read(
     summary="Write a file",
     opt={"body": "application/octet-stream"},
     description=(
-        "The body is its content; missing directories are made; `mode` is octal. Into the sandbox of the job that has "
-        "the workspace, if one runs; else the workspace gets a new revision."
+        "The body is its content; missing directories are made. A file that exists keeps its owner, its links and "
+        "without `mode` (octal) its mode; what is new belongs to the owner of the directory above, with mode 0644. "
+        "Into the sandbox of the job that has the workspace, if one runs; else the workspace gets a new revision."
     ),
 )
-async def write(request: Caller, plane: Plane, id: Name, path: Path, mode: str = MODE) -> Changed:
-    asked, permissions = _file_of(request), _mode(mode)
+async def write(request: Caller, plane: Plane, id: Name, path: Path, mode: str | None = None) -> Changed:
+    asked, permissions = _file_of(request), None if mode is None else _mode(mode)
     live = await _live(plane, request.user.id, id)
     if live is not None:
         await plane.node.write_file(live, asked, request.stream(), permissions)
@@ -125,7 +125,7 @@ async def remove(request: Caller, plane: Plane, id: Name, path: Path) -> Changed
     if live is not None:
         await plane.node.delete_file(live, asked)
         return Changed(True, f"{_shown(asked)} deleted")
-    return await _edit(plane, request.user.id, id, asked, None, 0)
+    return await _edit(plane, request.user.id, id, asked, None, None)
 
 
 # ---- where -------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ async def _readable(plane: ControlPlane, account_id: int, name: str) -> str:
 
 
 async def _edit(
-    plane: ControlPlane, account_id: int, name: str, path: str, chunks: AsyncIterator[bytes] | None, mode: int
+    plane: ControlPlane, account_id: int, name: str, path: str, chunks: AsyncIterator[bytes] | None, mode: int | None
 ) -> Changed:
     """A new revision with that one change; it becomes the head if the head is still the one that was changed."""
     found = await workspace.find(plane.database, account_id, name)

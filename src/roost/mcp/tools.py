@@ -173,13 +173,18 @@ class Tools:
         path: FilePath,
         content: Annotated[str, Field(max_length=MAX_CONTENT)],
         encoding: Annotated[Literal["utf-8", "base64"], Field(description="base64: for what is no text")] = "utf-8",
-        mode: Annotated[str, Field(description="Octal permissions", pattern="^[0-7]{3,4}$")] = "0644",
+        mode: Annotated[
+            str | None,
+            Field(
+                description="Octal permissions; else those of the file that is there, or 0644", pattern="^[0-7]{3,4}$"
+            ),
+        ] = None,
     ) -> Changed:
         """Write a whole file of a workspace, over the one that is there; missing directories are made. It is written
         into the sandbox of the job that runs with the workspace, else the workspace gets a new revision. A workspace is
         made by running something with it.
         """
-        place = f"{file_path(workspace, _file(path))}?mode={mode}"
+        place = file_path(workspace, _file(path)) + (f"?mode={mode}" if mode else "")
         headers = {"Content-Type": "application/octet-stream"}
         async with self._api(ctx).answer("PUT", place, data=_encoded(content, encoding), headers=headers) as answer:
             return _changed(await answer.json())

@@ -267,21 +267,24 @@ class NodeClient:
         async for chunk in self._content(_file(where, path, f"view=tar&account={account}")):
             yield chunk
 
-    async def write_file(self, sandbox: str, path: str, chunks: AsyncIterator[bytes], mode: int) -> None:
-        """Replaces a file whole or not at all. Raises Invalid for a directory, or a path through a file."""
-        await self._send(_file(sandbox, path, f"mode={mode}"), chunks, None)
+    async def write_file(self, sandbox: str, path: str, chunks: AsyncIterator[bytes], mode: int | None) -> None:
+        """Replaces a file whole or not at all; without `mode` it keeps its own, or gets 0644.
+
+        Raises Invalid for a directory, or a path through a file.
+        """
+        await self._send(_file(sandbox, path, _mode(mode)), chunks, None)
 
     async def delete_file(self, sandbox: str, path: str) -> None:
         await self._call("DELETE", _file(sandbox, path, ""), None)
 
     async def edit(
-        self, revision: str, save: SaveRequest, path: str, chunks: AsyncIterator[bytes] | None, mode: int = 0o644
+        self, revision: str, save: SaveRequest, path: str, chunks: AsyncIterator[bytes] | None, mode: int | None = None
     ) -> Revision:
         """A new revision, in which the file has these bytes or, without any, is gone. Raises NotFound, Invalid."""
         asked = f"revision={save.revision}&account={save.account}&upload={int(save.upload)}"
         if chunks is None:
             return await self._call("DELETE", _file(revision, path, asked), Revision, timeout=SAVE)
-        return await self._send(_file(revision, path, f"mode={mode}&{asked}"), chunks, Revision)
+        return await self._send(_file(revision, path, "&".join(filter(None, (_mode(mode), asked)))), chunks, Revision)
 
     # transport
 
@@ -364,6 +367,10 @@ def _image(name: str) -> str:
 
 def _process(id: str, number: int) -> str:
     return f"/v1/sandboxes/{id}/processes/{number}"
+
+
+def _mode(mode: int | None) -> str:
+    return "" if mode is None else f"mode={mode}"
 
 
 def _file(where: str, path: str, query: str) -> str:

@@ -59,6 +59,11 @@ class Descent:
         return self._steps[-1].fd
 
     @property
+    def name(self) -> str:
+        """Of the directory that was entered last."""
+        return self._steps[-1].name
+
+    @property
     def depth(self) -> int:
         """0 in the root."""
         return len(self._steps) - 1

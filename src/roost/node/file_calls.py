@@ -117,7 +117,7 @@ class FileCalls:
     # changing
 
     async def write_live(self, request: web.Request) -> web.Response:
-        id, path, mode = request.match_info["id"], _path(request), _number(request, "mode", 0o644)
+        id, path, mode = request.match_info["id"], _path(request), _mode(request)
         incoming = Incoming(request.content.iter_chunked(CHUNK))
         await self._change_live(id, lambda tree: tree.write(path, incoming, mode), incoming)
         return _answer(None)
@@ -136,7 +136,7 @@ class FileCalls:
         await self._own(id, run(), incoming, outlasting=True)
 
     async def write_stored(self, request: web.Request) -> web.Response:
-        path, mode = _path(request), _number(request, "mode", 0o644)
+        path, mode = _path(request), _mode(request)
         incoming = Incoming(request.content.iter_chunked(CHUNK))
         return await self._edit(request, lambda tree: tree.write(path, incoming, mode), incoming)
 
@@ -267,6 +267,10 @@ def _number(request: web.Request, name: str, default: int | None = None) -> int:
     if text is None or not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 2**63:
         raise Invalid(f"`{name}` is a whole number of 0 or more")
     return int(text)
+
+
+def _mode(request: web.Request) -> int | None:
+    return _number(request, "mode") if "mode" in request.query else None
 
 
 def _save(request: web.Request) -> SaveRequest:

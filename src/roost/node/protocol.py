@@ -38,7 +38,8 @@ the sandbox's id and means "make it so".
     GET    {place}/files/{path}?view=list  stream of Entry: what the path leads to (its name empty), then a directory's
     GET    {place}/files/{path}?view=content&start=N&end=N     the bytes of a file from `start` to before `end`
     GET    {place}/files/{path}?view=tar   a tar archive of a directory or file, names relative to it
-    PUT    /v1/sandboxes/{id}/files/{path}?mode=N              the bytes of a file; missing parents are made
+    PUT    /v1/sandboxes/{id}/files/{path}?mode=N              the bytes of a file; missing parents are made. Without
+                                                               `mode` one that exists keeps its own
     DELETE /v1/sandboxes/{id}/files/{path}                     a file, a link or a directory with all that is in it
     PUT    /v1/revisions/{id}/files/{path}?mode=N&revision=ID&account=N&upload=0|1     -> Revision: that file changed
     DELETE /v1/revisions/{id}/files/{path}?revision=ID&account=N&upload=0|1            -> Revision: without it

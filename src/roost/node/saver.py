@@ -62,8 +62,7 @@ class Saver:
             with target.open("xb") as out:
                 async for chunk in self._uploads.read(file.id):
                     out.write(chunk)
-                os.fchown(out.fileno(), member.site.first_id, member.site.first_id)
-                os.fchmod(out.fileno(), 0o644)
+                _own(out.fileno(), member, _below(lowers, f"root/{file.name}", stat.S_ISREG), root, 0o644)
         link = member.disk.upper / UPLOADS
         link.symlink_to("/root")
         os.lchown(link, member.site.first_id, member.site.first_id)
@@ -248,15 +247,36 @@ def _require_component(name: str) -> None:
 
 
 def _make_directory(member: Member, name: str, lowers: Sequence[Path], mode: int) -> Path:
-    """/NAME in the upper layer, with the mode that it has below, else with this one."""
-    for lower in lowers:
-        below = lower / name
-        if os.path.lexists(below):
-            status = below.lstat()
-            mode = stat.S_IMODE(status.st_mode) if stat.S_ISDIR(status.st_mode) else mode
-            break
+    """/NAME in the upper layer, with the mode and owner that it has below, else with this one and root."""
     made = member.disk.upper / name
-    made.mkdir(mode=mode)
-    made.chmod(mode)
-    os.chown(made, member.site.first_id, member.site.first_id)
+    made.mkdir()
+    fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _own(fd, member, _below(lowers, name, stat.S_ISDIR), member.disk.upper, mode)
+    finally:
+        os.close(fd)
     return made
+
+
+def _below(lowers: Sequence[Path], name: str, kind: Callable[[int], bool]) -> os.stat_result | None:
+    """What the new name hides, if it is of that kind; a layer's ids are the container's own."""
+    parent = name.rpartition("/")[0]
+    for lower in lowers:
+        if parent and (lower / parent).is_symlink():
+            return None
+        if os.path.lexists(lower / name):
+            status = (lower / name).lstat()
+            return status if kind(status.st_mode) else None
+    return None
+
+
+def _own(fd: int, member: Member, hidden: os.stat_result | None, directory: Path, mode: int) -> None:
+    """As what it takes the place of; else the directory's owner's."""
+    if hidden:
+        first = member.site.first_id
+        os.fchown(fd, first + hidden.st_uid, first + hidden.st_gid)
+        os.fchmod(fd, stat.S_IMODE(hidden.st_mode))
+        return
+    above = directory.stat()
+    os.fchown(fd, above.st_uid, above.st_gid)
+    os.fchmod(fd, mode)

@@ -13,17 +13,23 @@ import secrets
 import stat
 import tarfile
 from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from roost import linux
 from roost.errors import Conflict, Invalid, NotFound, RoostError, TooLarge
+from roost.node.descent import VANISHED as _VANISHED
+from roost.node.descent import Descent, status_of
 from roost.node.member import IDS
 from roost.node.protocol import Entry
 
 CHUNK = 256 * 1024  # bytes read at a time
-DEEPEST = 256  # directories in one another that are walked; each takes two descriptors while what it has in it is read
+DEEPEST = 256  # directories of one path that are made where they are missing
+NAMES = 4096  # of a directory that are held in memory
+HUGE = 32  # directories in one another that have more; each takes a descriptor while it is read
+ACL = "system.posix_acl_access"
 TRIES = 16  # of what a guest can make fail by renaming things at the same moment
 MAX_LINKS = 40  # as the kernel's own limit for one path
 NOBODY = 65534  # who owns what no id of the container owns
@@ -32,8 +38,8 @@ _INSIDE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO
 _CHILD = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # NONBLOCK: a lease on the file would make us wait for its holder
+_IN_PLACE = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_VANISHED = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE)  # it was there, and is something else now
 
 _CONDITIONS: dict[int, tuple[type[RoostError], str]] = {
     errno.ENOENT: (NotFound, "there is no {path}; list the directory above it to see what is there"),
@@ -47,6 +53,7 @@ _CONDITIONS: dict[int, tuple[type[RoostError], str]] = {
     errno.EFBIG: (TooLarge, "{path} is larger than a file of this disk can be; split it"),
     errno.EROFS: (Conflict, "{path} is in a state that does not change; edit the workspace, which makes a new one"),
     errno.EPERM: (Conflict, "{path} is marked as unchangeable; take the mark away first (chattr -ia)"),
+    errno.ETXTBSY: (Conflict, "{path} is a program that runs, under several names; end it, or delete the file first"),
     errno.EBUSY: (Conflict, "{path} is a mount point of the running system; it goes with the sandbox"),
     errno.ENOTEMPTY: (Conflict, "{path} is written to while it is deleted; stop that program, then delete it"),
     errno.EAGAIN: (Conflict, "{path} is held or renamed by a program just now; try again"),
@@ -129,7 +136,7 @@ class Tree:
 
         What is no file, directory or link is left out, and so is the content of other file systems, whose mount points
         are there as empty directories. A file that shrinks meanwhile is filled up with zeros, one that grows is cut.
-        Invalid, possibly after some of the archive, when directories are nested deeper than DEEPEST.
+        Invalid, possibly after some of the archive, when more than HUGE large directories are nested.
         """
         return _joined(self._archive(path))
 
@@ -139,40 +146,49 @@ class Tree:
             if stat.S_ISDIR(status.st_mode):
                 with _held(_reopened(found, _DIRECTORY)) as directory:
                     yield self._header(b".", status)
-                    yield from self._packed(directory, b"", 1)
+                    yield from self._packed(directory)
             else:
                 with _held(_content(found, path)) as fd:
                     yield from self._packed_file(fd, path.rstrip(b"/").rpartition(b"/")[2])
             yield bytes(2 * tarfile.BLOCKSIZE)
 
-    def _packed(self, directory: int, prefix: bytes, depth: int) -> Iterator[bytes]:
-        if depth > DEEPEST:
-            raise Invalid(f"the directories are nested deeper than {DEEPEST}; take a deeper one of them")
-        with os.scandir(directory) as found:
-            for name, status in _statuses(found):
-                if stat.S_ISLNK(status.st_mode):
-                    if (target := _link(directory, name, status)) is not None:
-                        yield self._header(prefix + name, status, target)
-                elif stat.S_ISDIR(status.st_mode):
-                    yield from self._packed_directory(directory, name, prefix, depth)
-                elif stat.S_ISREG(status.st_mode):
-                    with contextlib.ExitStack() as opened:
-                        if (fd := _child_content(directory, name)) is not None:
-                            opened.callback(os.close, fd)
-                            yield from self._packed_file(fd, prefix + name)
+    def _packed(self, top: int) -> Iterator[bytes]:
+        with Descent(os.dup(top), _inner) as descent:
+            pending = [(_Names(descent.here), b"")]
+            try:
+                while True:
+                    names, prefix = pending[-1]
+                    name = next(names, None)
+                    if name is None:
+                        pending.pop()[0].close()
+                        if not pending:
+                            return
+                        if not _left(descent):
+                            pending[-1][0].close()
+                        continue
+                    try:
+                        status = status_of(descent.here, name)
+                    except FileNotFoundError:
+                        continue
+                    if not stat.S_ISDIR(status.st_mode):
+                        yield from self._packed_leaf(descent.here, os.fsencode(name), prefix, status)
+                        continue
+                    yield self._header(prefix + os.fsencode(name), status)
+                    if _entered(descent, name):
+                        pending.append((_Names(descent.here), prefix + os.fsencode(name) + b"/"))
+                        if sum(names.is_large for names, _ in pending) > HUGE:
+                            raise Invalid(f"more than {HUGE} directories of thousands of names are in one another")
+            finally:
+                for names, _ in pending:
+                    names.close()
 
-    def _packed_directory(self, parent: int, name: bytes, prefix: bytes, depth: int) -> Iterator[bytes]:
-        try:
-            fd = _child(parent, name, _DIRECTORY)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                yield self._header(prefix + name, os.stat(name, dir_fd=parent, follow_symlinks=False))
-            elif error.errno not in _VANISHED:
-                raise
-            return
-        with _held(fd):
-            yield self._header(prefix + name, os.fstat(fd))
-            yield from self._packed(fd, prefix + name + b"/", depth + 1)
+    def _packed_leaf(self, directory: int, name: bytes, prefix: bytes, status: os.stat_result) -> Iterator[bytes]:
+        if stat.S_ISLNK(status.st_mode):
+            if (target := _link(directory, name, status)) is not None:
+                yield self._header(prefix + name, status, target)
+        elif stat.S_ISREG(status.st_mode) and (fd := _child_content(directory, name)) is not None:
+            with _held(fd):
+                yield from self._packed_file(fd, prefix + name)
 
     def _packed_file(self, fd: int, name: bytes) -> Iterator[bytes]:
         status = os.fstat(fd)
@@ -214,38 +230,54 @@ class Tree:
         )
 
     def _inside(self, id: int) -> int:
-        return id - self._first_id if self._first_id <= id < self._first_id + IDS else NOBODY
+        return id - self._first_id if self._mapped(id) else NOBODY
 
     # changing
 
-    def write(self, path: bytes, chunks: Iterable[bytes], mode: int) -> None:
-        """Replaces a file whole or not at all, whatever `chunks` raises; it belongs to the container's root.
+    def write(self, path: bytes, chunks: Iterable[bytes], mode: int | None = None) -> None:
+        """Replaces the content of a file, whole or not at all, whatever `chunks` raises.
 
-        Links are followed to the file that they lead to, which need not exist. Directories that are missing are made,
-        and stay if the rest fails. Invalid where there is something that is no file.
+        What exists keeps its owner, its attributes and, without `mode`, its mode. If it has several names, they stay
+        names of one file: its bytes are then replaced in place once all have come, which a crash can catch in the
+        middle. A new file gets the owner of its directory, and 0644. Links are followed to the file that they lead to,
+        which need not exist. Directories that are missing are made, and stay if the rest fails. Invalid where there is
+        something that is no file.
         """
         with _explained(path):
             directory, name = self._place(path)
             with _held(directory):
-                _require_replaceable(directory, name, path)
+                before = _replaceable(directory, name, path)
                 fresh = b".roost-" + secrets.token_hex(8).encode()
                 with _held(os.open(fresh, _NEW, 0o600, dir_fd=directory)) as fd:
                     try:
                         for chunk in chunks:
                             _write(fd, chunk)
-                        self._give(fd, mode)
-                        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+                        if before is None or before.st_nlink == 1:
+                            self._become(fd, directory, name, before, mode)
+                            os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+                        else:
+                            _overwrite(directory, name, fd, mode)
+                            os.unlink(fresh, dir_fd=directory)
                     except BaseException:
                         with contextlib.suppress(OSError):
                             os.unlink(fresh, dir_fd=directory)
                         raise
+
+    def _become(self, fd: int, directory: int, name: bytes, before: os.stat_result | None, mode: int | None) -> None:
+        """Take over what the file of this name is, or what a new one here is to be."""
+        if before is None:
+            self._give(fd, directory, 0o644 if mode is None else mode)
+            return
+        _copy_attributes(directory, name, fd)
+        os.fchown(fd, before.st_uid, before.st_gid)
+        os.fchmod(fd, stat.S_IMODE(before.st_mode) if mode is None else mode & 0o7777)
 
     def delete(self, path: bytes) -> None:
         """A file, a link or a directory with all that is in it; links on the way are followed, the last part is not."""
         parent, name = _split(path)
         with _explained(path), _held(self._open(parent, os.O_PATH | os.O_DIRECTORY)) as directory:
             os.lstat(name, dir_fd=directory)
-            _remove(directory, name, 1)
+            _remove(directory, name)
 
     def _place(self, path: bytes) -> tuple[int, bytes]:
         """The directory, open, and the name in it where a file of this path is or is to be."""
@@ -278,12 +310,19 @@ class Tree:
                 return _child(above, name, _DIRECTORY)
             fd = _child(above, name, _DIRECTORY)
             if os.fstat(fd).st_uid == os.geteuid():  # otherwise it is not ours any more, but what the guest put there
-                self._give(fd, 0o755)
+                self._give(fd, above, 0o755)
             return fd
 
-    def _give(self, fd: int, mode: int) -> None:
-        os.fchown(fd, self._first_id, self._first_id)
-        os.fchmod(fd, mode & 0o7777)
+    def _give(self, fd: int, directory: int, mode: int) -> None:
+        """To the directory's owner, who may be nobody of the container: then to its root. Set-gid is handed down."""
+        above = os.fstat(directory)
+        uid, gid = (id if self._mapped(id) else self._first_id for id in (above.st_uid, above.st_gid))
+        inherited = above.st_mode & stat.S_ISGID if stat.S_ISDIR(os.fstat(fd).st_mode) else 0
+        os.fchown(fd, uid, gid)
+        os.fchmod(fd, (mode | inherited) & 0o7777)
+
+    def _mapped(self, id: int) -> bool:
+        return self._first_id <= id < self._first_id + IDS
 
     def _open(self, path: bytes, flags: int) -> int:
         if b"\0" in path:
@@ -394,6 +433,50 @@ def _link(directory: int, name: bytes, status: os.stat_result) -> bytes | None:
         return None
 
 
+class _Names:
+    """Of a directory, in no order and in bounded memory: only of a large one a descriptor is held meanwhile."""
+
+    def __init__(self, directory: int) -> None:
+        with _held(_reopened(directory, _DIRECTORY)) as fd:
+            self._found = os.scandir(fd)
+        self._first = [entry.name for entry in islice(self._found, NAMES)]
+        self.is_large = len(self._first) == NAMES
+        if not self.is_large:
+            self._found.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return self._first.pop() if self._first else next(self._found).name
+
+    def close(self) -> None:
+        self._first.clear()
+        self._found.close()
+
+
+def _entered(descent: Descent, name: str) -> bool:
+    """False for what is no directory, not any more, or a mount point."""
+    try:
+        descent.enter(name)
+    except OSError as error:
+        if error.errno not in (*_VANISHED, errno.EXDEV):
+            raise
+        return False
+    return True
+
+
+def _left(descent: Descent) -> bool:
+    """Whether the directory above is still to be found."""
+    try:
+        descent.leave()
+    except OSError as error:
+        if error.errno not in _VANISHED:
+            raise
+        return False
+    return True
+
+
 def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """The same bytes in pieces worth a step of their own; an archive of small files has thousands of tiny ones."""
     gathered = bytearray()
@@ -412,39 +495,102 @@ def _write(fd: int, chunk: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def _require_replaceable(directory: int, name: bytes, path: bytes) -> None:
+def _replaceable(directory: int, name: bytes, path: bytes) -> os.stat_result | None:
+    """The file of this name, None where there is none. Raises Invalid for what is no file."""
     try:
-        mode = os.lstat(name, dir_fd=directory).st_mode
+        status = os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
+        return None
+    if stat.S_ISDIR(status.st_mode):
         raise Invalid(f"{_shown(path)} is a directory; name a file in it, or delete it first")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Invalid(f"{_shown(path)} is a device, fifo or socket; delete it first")
+    return status
 
 
-def _remove(parent: int, name: bytes, depth: int) -> None:
-    """Whatever is there under this name; that there is nothing (any more) is as good."""
+def _copy_attributes(directory: int, name: bytes, fd: int) -> None:
+    """Extended ones and access lists; a capability was given to other content."""
+    source = _child_content(directory, name)
+    if source is None:
+        return
+    with _held(source):
+        for attribute in os.listxattr(source):
+            if attribute.startswith("user.") or attribute == ACL:
+                os.setxattr(fd, attribute, os.getxattr(source, attribute))
+
+
+def _overwrite(directory: int, name: bytes, content: int, mode: int | None) -> None:
+    """In place, so that it stays the file of all its names. Room for it is found first."""
+    with _held(_child(directory, name, os.O_PATH)) as found, _held(_reopened(found, _IN_PLACE)) as fd:
+        before, size = os.fstat(fd).st_size, os.fstat(content).st_size
+        try:
+            os.posix_fallocate(fd, 0, max(size, 1))
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+        at = 0
+        source = os.open(f"/proc/self/fd/{content}", os.O_RDONLY | os.O_CLOEXEC)
+        with _held(source):
+            while chunk := os.pread(source, CHUNK, at):
+                rest = memoryview(chunk)
+                while rest:
+                    written = os.pwrite(fd, rest, at)
+                    at, rest = at + written, rest[written:]
+        os.ftruncate(fd, size)
+        if mode is not None:
+            os.fchmod(fd, mode & 0o7777)
+
+
+def _inner(directory: int, name: str) -> int:
+    return _child(directory, os.fsencode(name), _DIRECTORY)
+
+
+def _some_names(directory: int) -> list[str]:
+    """Of a directory that may hold any number: as many as are deleted before it is looked at again."""
+    with _held(_reopened(directory, _DIRECTORY)) as fd, os.scandir(fd) as found:
+        return [entry.name for entry in islice(found, NAMES)]
+
+
+def _remove(parent: int, name: bytes) -> None:
+    """Whatever is there under this name, however deep; that there is nothing (any more) is as good."""
+    with Descent(os.dup(parent), _inner) as descent:
+        pending, tries = [[os.fsdecode(name)]], 0
+        while True:
+            if not pending[-1] and descent.depth:
+                pending[-1] = _some_names(descent.here)  # a directory is left only when it is empty
+            if pending[-1]:
+                entered = _unlink_or_enter(descent, pending[-1].pop())
+                if entered:
+                    pending.append([])
+                continue
+            pending.pop()
+            if not descent.depth:
+                return
+            gone = descent.name
+            descent.leave()
+            try:
+                os.rmdir(gone, dir_fd=descent.here)
+            except OSError as error:
+                tries += 1
+                if error.errno not in (*_VANISHED, errno.ENOTEMPTY) or tries == TRIES:
+                    raise
+                pending[-1].append(gone)
+
+
+def _unlink_or_enter(descent: Descent, name: str) -> bool:
+    """Whether it was a directory, and is entered now."""
     for attempt in range(TRIES):
         try:
-            os.unlink(name, dir_fd=parent)
-            return
+            os.unlink(name, dir_fd=descent.here)
+            return False
         except FileNotFoundError:
-            return
+            return False
         except IsADirectoryError:
             pass
         try:
-            _empty(parent, name, depth)
-            os.rmdir(name, dir_fd=parent)
-            return
+            descent.enter(name)
+            return True
         except OSError as error:
-            if error.errno not in (*_VANISHED, errno.ENOTEMPTY) or attempt == TRIES - 1:
+            if error.errno not in _VANISHED or attempt == TRIES - 1:
                 raise
-
-
-def _empty(parent: int, name: bytes, depth: int) -> None:
-    if depth > DEEPEST:
-        raise Conflict(f"the directories are nested deeper than {DEEPEST}; delete a deeper one first")
-    with _held(_child(parent, name, _DIRECTORY)) as directory, os.scandir(directory) as found:
-        for entry in found:
-            _remove(directory, os.fsencode(entry.name), depth + 1)
+    raise AssertionError

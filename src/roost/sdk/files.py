@@ -125,16 +125,21 @@ def write_file(
     path: str,
     content: bytes | str | os.PathLike[str],
     *,
-    mode: str = "0644",
+    mode: str | None = None,
     progress: Progress | None = None,
 ) -> Call[Changed]:
     """Write a file of a workspace; missing directories are made.
 
+    `mode` is octal; without it a file that exists keeps what it has, and a new one gets 0644.
     `content` is its bytes, its text, or a Path of a file on this machine. Into the live sandbox while a job has the
     workspace; else the workspace gets a new revision, which the answer names.
     """
     request = Request(
-        "PUT", _path(workspace_id, path), {"mode": mode}, body=body_of(content, progress), timeout=FORM_TIMEOUT
+        "PUT",
+        _path(workspace_id, path),
+        {} if mode is None else {"mode": mode},
+        body=body_of(content, progress),
+        timeout=FORM_TIMEOUT,
     )
     return decoded((yield from wire.send(request)))
 
