@@ -1,4 +1,4 @@
-// Types of @roost/mags, kept by hand beside lib/mags.js. Answers can be read in snake_case, as the server sends them,
+// Types of @magpiecloud/mags, kept by hand beside lib/mags.js. Answers can be read in snake_case, as the server sends them,
 // and in camelCase.
 
 /** Both ways to read a name. */

@@ -1,4 +1,4 @@
-import Mags = require('@roost/mags');
+import Mags = require('@magpiecloud/mags');
 
 const mags: Mags = new Mags();
 const failed = (error: unknown): boolean => error instanceof Mags.MagsError && error.status === 409;

@@ -1,6 +1,6 @@
 // Never run: `tsc` checks that what the documents show has types, and that mistakes have none.
 
-import Mags, { MagsError } from '@roost/mags';
+import Mags, { MagsError } from '@magpiecloud/mags';
 
 const mags = new Mags({ apiToken: 'your-token', apiUrl: 'http://127.0.0.1:8484', timeout: 10_000 });
 

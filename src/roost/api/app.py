@@ -196,8 +196,8 @@ ROUTES = [
     members.change_member,  # PATCH /members/{user}
     members.remove_member,  # DELETE /members/{user}
 ]
-# texts, open to everybody: /llms.txt, /docs/{name}, /mags.md, /mags.sh
-HANDOUTS = [handouts.llms, handouts.guide, handouts.skill, handouts.shell]
+# open to everybody: /llms.txt, /docs/{name}, /mags.md, /mags.sh, /mags/latest/{name}
+HANDOUTS = [handouts.llms, handouts.guide, handouts.skill, handouts.shell, handouts.program]
 
 SCHEMES: dict[str, SecurityScheme | Reference] = {
     "token": SecurityScheme(type="http", scheme="bearer"),

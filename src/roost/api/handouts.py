@@ -1,11 +1,13 @@
-"""Texts that the server hands out to everybody: guides, `llms.txt`, the skill for coding agents and `mags.sh`."""
+"""What the server hands out to everybody: guides, `llms.txt`, the skill for coding agents, `mags.sh` and `mags`."""
 
 from litestar import MediaType, Response, get
 
 from roost import handouts
 from roost.errors import NotFound
+from roost.handouts.client import NAMES, checksum, client
 
 MARKDOWN = "text/markdown"
+SUM = ".sha256"
 
 
 @get("/llms.txt", include_in_schema=False, sync_to_thread=True)
@@ -21,6 +23,17 @@ def skill() -> Response[str]:
 @get("/mags.sh", include_in_schema=False, sync_to_thread=True)
 def shell() -> Response[str]:
     return Response(handouts.SHELL.read_text(), media_type=MediaType.TEXT)
+
+
+@get("/mags/latest/{name:str}", include_in_schema=False, sync_to_thread=True)
+def program(name: str) -> Response[bytes]:
+    """The client, where the documents' downloads are."""
+    wanted = name.removesuffix(SUM)
+    if wanted not in NAMES:
+        raise NotFound(f"there is no such file; there are {', '.join(NAMES)}, and {SUM} of each")
+    if name.endswith(SUM):
+        return Response(checksum(wanted).encode(), media_type=MediaType.TEXT)
+    return Response(client(), media_type="application/octet-stream")
 
 
 @get("/docs/{name:str}", include_in_schema=False, sync_to_thread=True)

@@ -73,6 +73,7 @@ GROUPS = {
     "Account": ("login", "logout", "whoami", "token", "user", "team", "usage", "quota", "audit"),
     "Roost": ("up", "service", "doctor", "pool", "mcp", "skill", "completion"),
 }
+ELSEWHERE = set[str]()  # what the client that is one file (`handouts/client.py`) has not
 # commands that run a place of their own, and end it as they know how to
 PLACES = ("up", "serve", "node", "node-image", "mcp")
 SERVER = """\
@@ -118,6 +119,8 @@ class Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in ELSEWHERE:
+            raise click.UsageError(f"{args[0]!r} is for the machine that runs Roost, not for this client alone", ctx)
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             people = [name for name, (_, _, line) in COMMANDS.items() if line]
             raise click.exceptions.NoSuchCommand(args[0], possibilities=people, ctx=ctx)

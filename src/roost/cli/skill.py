@@ -1,10 +1,10 @@
 """`roost skill`: the file that teaches a coding agent to use Roost."""
 
+import importlib.resources
 from pathlib import Path
 
 import click
 
-from roost import handouts
 from roost.cli.wording import note
 from roost.errors import Conflict, StateUnwritable
 
@@ -27,7 +27,7 @@ def install(project: bool, force: bool) -> None:
     roost skill install --project    # ./.claude/commands/mags.md
     """
     place = (Path.cwd() if project else Path.home()) / PLACE
-    text = handouts.SKILL.read_text()
+    text = _text()
     try:
         if place.exists() and place.read_text() != text and not force:
             raise Conflict(f"{place} is there and is not as we would write it; --force replaces it")
@@ -39,7 +39,12 @@ def install(project: bool, force: bool) -> None:
     note("in Claude Code, say: /mags run a python script that calculates fibonacci numbers")
 
 
+def _text() -> str:
+    """Also from within an archive."""
+    return importlib.resources.files("roost.handouts").joinpath("mags.md").read_text()
+
+
 @skill.command()
 def show() -> None:
     """Print it, for other agents."""
-    click.echo(handouts.SKILL.read_text(), nl=False)
+    click.echo(_text(), nl=False)
