@@ -23,9 +23,9 @@ from roost.errors import Conflict, Invalid, NotFound, RoostError, TooLarge
 from roost.node.descent import VANISHED as _VANISHED
 from roost.node.descent import Descent, status_of
 from roost.node.member import IDS
+from roost.node.pax import CHUNK, Pax
 from roost.node.protocol import Entry
 
-CHUNK = 256 * 1024  # bytes read at a time
 DEEPEST = 256  # directories of one path that are made where they are missing
 NAMES = 4096  # of a directory that are held in memory
 HUGE = 32  # directories in one another that have more; each takes a descriptor while it is read
@@ -132,7 +132,7 @@ class Tree:
     def tar(self, path: bytes) -> Iterator[bytes]:
         """A pax archive of a file, or of a directory with names relative to it.
 
-        Symbolic links are archived as such; each name of a file with several names (hard links) as a file of its own.
+        Links are archived as such, hard ones too, and holes as holes (see `pax`).
 
         What is no file, directory or link is left out, and so is the content of other file systems, whose mount points
         are there as empty directories. A file that shrinks meanwhile is filled up with zeros, one that grows is cut.
@@ -142,80 +142,15 @@ class Tree:
 
     def _archive(self, path: bytes) -> Iterator[bytes]:
         with _explained(path), _held(self._open(path, os.O_PATH)) as found:
-            status = os.fstat(found)
+            status, pax = os.fstat(found), Pax(self._inside)
             if stat.S_ISDIR(status.st_mode):
                 with _held(_reopened(found, _DIRECTORY)) as directory:
-                    yield self._header(b".", status)
-                    yield from self._packed(directory)
+                    yield pax.directory(b".", status)
+                    yield from _packed(directory, pax)
             else:
                 with _held(_content(found, path)) as fd:
-                    yield from self._packed_file(fd, path.rstrip(b"/").rpartition(b"/")[2])
+                    yield from pax.file(fd, path.rstrip(b"/").rpartition(b"/")[2])
             yield bytes(2 * tarfile.BLOCKSIZE)
-
-    def _packed(self, top: int) -> Iterator[bytes]:
-        with Descent(os.dup(top), _inner) as descent:
-            pending = [(_Names(descent.here), b"")]
-            try:
-                while True:
-                    names, prefix = pending[-1]
-                    name = next(names, None)
-                    if name is None:
-                        pending.pop()[0].close()
-                        if not pending:
-                            return
-                        if not _left(descent):
-                            pending[-1][0].close()
-                        continue
-                    try:
-                        status = status_of(descent.here, name)
-                    except FileNotFoundError:
-                        continue
-                    if not stat.S_ISDIR(status.st_mode):
-                        yield from self._packed_leaf(descent.here, os.fsencode(name), prefix, status)
-                        continue
-                    yield self._header(prefix + os.fsencode(name), status)
-                    if _entered(descent, name):
-                        pending.append((_Names(descent.here), prefix + os.fsencode(name) + b"/"))
-                        if sum(names.is_large for names, _ in pending) > HUGE:
-                            raise Invalid(f"more than {HUGE} directories of thousands of names are in one another")
-            finally:
-                for names, _ in pending:
-                    names.close()
-
-    def _packed_leaf(self, directory: int, name: bytes, prefix: bytes, status: os.stat_result) -> Iterator[bytes]:
-        if stat.S_ISLNK(status.st_mode):
-            if (target := _link(directory, name, status)) is not None:
-                yield self._header(prefix + name, status, target)
-        elif stat.S_ISREG(status.st_mode) and (fd := _child_content(directory, name)) is not None:
-            with _held(fd):
-                yield from self._packed_file(fd, prefix + name)
-
-    def _packed_file(self, fd: int, name: bytes) -> Iterator[bytes]:
-        status = os.fstat(fd)
-        yield self._header(name, status)
-        at = 0
-        while at < status.st_size:
-            length = min(CHUNK, status.st_size - at)
-            chunk = os.pread(fd, length, at) or bytes(length)
-            yield chunk
-            at += len(chunk)
-        yield bytes(-status.st_size % tarfile.BLOCKSIZE)
-
-    def _header(self, name: bytes, status: os.stat_result, target: bytes | None = None) -> bytes:
-        member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
-        member.mode = stat.S_IMODE(status.st_mode)
-        member.uid, member.gid = self._inside(status.st_uid), self._inside(status.st_gid)
-        seconds, rest = divmod(status.st_mtime_ns, 1_000_000_000)
-        member.mtime = seconds
-        if rest and seconds >= 0:
-            member.pax_headers = {"mtime": f"{seconds}.{rest:09}"}
-        if target is not None:
-            member.type, member.linkname = tarfile.SYMTYPE, target.decode("utf-8", "surrogateescape")
-        elif stat.S_ISDIR(status.st_mode):
-            member.type = tarfile.DIRTYPE
-        else:
-            member.size = status.st_size
-        return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
     def _entry(self, name: bytes, status: os.stat_result, target: bytes | None) -> Entry:
         return Entry(
@@ -431,6 +366,46 @@ def _link(directory: int, name: bytes, status: os.stat_result) -> bytes | None:
         return os.readlink(name, dir_fd=directory)
     except OSError:
         return None
+
+
+def _packed(top: int, pax: Pax) -> Iterator[bytes]:
+    with Descent(os.dup(top), _inner) as descent:
+        pending = [(_Names(descent.here), b"")]
+        try:
+            while True:
+                names, prefix = pending[-1]
+                name = next(names, None)
+                if name is None:
+                    pending.pop()[0].close()
+                    if not pending:
+                        return
+                    if not _left(descent):
+                        pending[-1][0].close()
+                    continue
+                try:
+                    status = status_of(descent.here, name)
+                except FileNotFoundError:
+                    continue
+                if not stat.S_ISDIR(status.st_mode):
+                    yield from _packed_leaf(descent.here, os.fsencode(name), prefix, status, pax)
+                    continue
+                yield pax.directory(prefix + os.fsencode(name), status)
+                if _entered(descent, name):
+                    pending.append((_Names(descent.here), prefix + os.fsencode(name) + b"/"))
+                    if pending[-1][0].is_large and sum(names.is_large for names, _ in pending) > HUGE:
+                        raise Invalid(f"more than {HUGE} directories of thousands of names are in one another")
+        finally:
+            for names, _ in pending:
+                names.close()
+
+
+def _packed_leaf(directory: int, name: bytes, prefix: bytes, status: os.stat_result, pax: Pax) -> Iterator[bytes]:
+    if stat.S_ISLNK(status.st_mode):
+        if (target := _link(directory, name, status)) is not None:
+            yield pax.link(prefix + name, status, target)
+    elif stat.S_ISREG(status.st_mode) and (fd := _child_content(directory, name)) is not None:
+        with _held(fd):
+            yield from pax.file(fd, prefix + name)
 
 
 class _Names:
