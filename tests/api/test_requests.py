@@ -1,11 +1,14 @@
 """What holds for every call: HEAD is GET without a body, and a query parameter counts or is refused."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from roost.api.app import ROUTES
 from roost.api.bodies import BOM_UTF8
+from roost.jobs import live
+from tests.jobs.memory_node import until
 from tests.workspaces.conftest import Api
 
 OPEN = ["/docs", "/openapi.json", "/llms.txt", "/mags.sh", "/mags.md", "/docs/scripts.md", "/login", "/api/v1/health"]
@@ -117,3 +120,25 @@ async def test_an_extended_name_that_cannot_be_read_is_refused(api: Api, disposi
     answer = await api.client.post("/mags-files", **upload_form(disposition))
     assert answer.status_code == 400
     assert "file: its" in answer.json()["error"]
+
+
+async def test_the_first_question_after_a_job_that_is_about_to_end_is_answered_with_its_end(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Official clients ask at once, and again a second later."""
+    monkeypatch.setattr(live, "HELD", 30.0)
+    monkeypatch.setattr(live, "YOUNG", 30.0)
+    job = (await api.json("/mags-jobs", 202, "POST", json={"script": "echo", "type": "inline"}))["request_id"]
+    asking = asyncio.create_task(api.json(f"/mags-jobs/{job}/status"))
+    present = api.live._present  # pyright: ignore[reportPrivateUsage]
+    await until(lambda: bool(api.node.requests) and any(run.asked_after for run in present.values()))
+    assert await api.json("/whoami")  # others are not held
+    assert (await api.json(f"/mags-jobs/{job}/status"))["status"] in ("pending", "running")  # nor is the next question
+    assert not asking.done()
+    api.node.end(next(iter(api.node.requests)))
+    assert (await asking)["status"] == "completed"
+
+
+async def test_a_question_is_held_for_a_moment_only(api: Api) -> None:
+    job = (await api.json("/mags-jobs", 202, "POST", json={"script": "sleep 9", "type": "inline"}))["request_id"]
+    assert (await api.json(f"/mags-jobs/{job}/status"))["status"] in ("pending", "running")

@@ -88,6 +88,17 @@ def program_with(version: str, roost: RunningRoost) -> Program:
     return run
 
 
+def test_a_short_script_is_over_at_the_first_question_after_it(program: Program) -> None:
+    """A second passes before the client asks again."""
+    asked = program(
+        "ask, asked = client.status, []\n"
+        "client.status = lambda *what: asked.append(what) or ask(*what)\n"
+        "for _ in range(5): client.run_and_wait('echo')\n"
+        "tell(len(asked))"
+    )
+    assert asked < 10
+
+
 def test_a_script_is_run_and_waited_for(program: Program) -> None:
     result = program("tell(client.run_and_wait('echo hello; echo wrong >&2; exit 0', poll_interval=0.05))")
     assert (result["status"], result["exit_code"]) == ("completed", 0)

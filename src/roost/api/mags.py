@@ -197,7 +197,10 @@ async def record_of(plane: ControlPlane, job: Job) -> JobRecord:
 
 @get("/mags-jobs/{id:str}/status", summary="Show how far a job is")
 async def status(request: Caller, plane: Plane, id: Id) -> JobStatus:
-    return status_of(plane, plane.live.as_now(await jobs.find(plane.database, request.user.id, id)))
+    job = await jobs.find(plane.database, request.user.id, id)
+    if await plane.live.just_ended(job):
+        job = await jobs.find(plane.database, request.user.id, id)
+    return status_of(plane, plane.live.as_now(job))
 
 
 @get(

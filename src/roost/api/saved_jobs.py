@@ -234,6 +234,8 @@ async def run_again(request: Caller, plane: Plane, id: JobId, data: RunWish | No
 @get("/jobs/{id:str}/status", summary="Show how far a run is, with its output")
 async def status(request: Caller, plane: Plane, id: JobId) -> RunStatus:
     job = await _run(request, plane, id)
+    if await plane.live.just_ended(job):
+        job = await _run(request, plane, id)
     return await job_runs.status_view(plane, job, await rows.run_of(plane.database, job))
 
 

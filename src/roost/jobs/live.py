@@ -54,6 +54,8 @@ MAX_WAITING = 10_000  # queued jobs; each costs about 1 KB here
 CARRIED_BYTES = 64 * 1024  # a larger script is not kept in memory while its job waits
 CARRIED_JOBS = 256
 BACKOFF = (0.05, 1.0)  # seconds between attempts to reach the node: the first, the longest
+HELD = 0.05  # seconds that the first question after a job may wait for its end
+YOUNG = 0.5  # seconds since it began; who asks later was not waiting for an end that is near
 WAKE_LIMIT = 90.0  # seconds that a wake may take for those who ask for it by name
 SHUT_DOWN_LIMIT = 25.0  # seconds for all sandboxes to be stopped when Roost is
 
@@ -502,6 +504,19 @@ class LiveJobs:
             return job
         ended = {"exit_code": run.state.exit_code, "script_ended_ns": run.state.script_ended_ns}
         return msgspec.structs.replace(job, **ended)
+
+    async def just_ended(self, job: Job) -> bool:
+        """Whether it ended while the first question after it was held back: clients ask again only a second later."""
+        run = self._present.get(job.seq)
+        if run is None or run.asked_after or job.persistent:
+            return False
+        run.asked_after = True
+        if run.lived > YOUNG:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HELD):
+                await run.done.wait()
+        return run.done.is_set()
 
     def run_of(self, job: Job) -> Run | None:
         """The run of a job that has not ended and does not sleep cold."""

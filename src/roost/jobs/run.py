@@ -87,6 +87,7 @@ class Run:
         self.refusal: RoostError | None = None  # why it could not be woken; it sleeps cold again
         self.woken_by: str | None = None  # `traceparent` of what woke it from cold
         self.metered = False  # all that its sandbox has used is in the database
+        self.asked_after = False  # somebody wanted to know how far it is
         self.uses = 0  # requests, connections, sessions, commands and readers that are open
         self._begun = time.monotonic()
         self.used = time.monotonic()  # when the last of them ended
