@@ -23,6 +23,7 @@ from typing import Literal
 
 from roost import linux
 from roost.errors import SetupMissing
+from roost.node import kernel_limits as limits
 from roost.node.cgroup import UNIFIED, Hierarchies, Version
 from roost.node.disk import OVERLAY
 from roost.node.firewall import Guest, Policy, mark, ruleset
@@ -92,7 +93,17 @@ def require(images: Path, runtime: str | None) -> None:
 
 def kernel_limits() -> list[Finding]:
     """Limits of the whole machine that a full house of sandboxes would meet."""
-    return []
+    return [_limit(limit) for limit in limits.limits() if limit.now() is not None]
+
+
+def _limit(limit: limits.Limit) -> Finding:
+    now = " ".join(map(str, limit.now() or ()))
+    if limit.suffices():
+        return Finding(limit.sysctl, "ok", f"{now} {limit.what}")
+    text = f"{now} {limit.what}; all sandboxes together may need {' '.join(map(str, limit.wanted))}"
+    return Finding(
+        limit.sysctl, "absent", text, f"a node raises it when it starts; to keep it: sysctl -w '{limit.setting}'"
+    )
 
 
 def kernel(release: str) -> Finding:

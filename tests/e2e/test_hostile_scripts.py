@@ -24,21 +24,71 @@ def neighbour(api: Api) -> Iterator[str]:
     assert (ended.status, ended.stdout) == ("completed", b"ready\nunharmed\n")
 
 
-def test_a_fork_bomb_meets_its_limit_alone(roost: RunningRoost, api: Api, neighbour: str) -> None:
-    job = api.submit("f() { f | f & wait; }; echo begun; f", vcpus=0.5)
+BOMB = """#!/usr/bin/python3
+import os
+print("begun", flush=True)
+while True:
+    try: os.fork()
+    except OSError: pass
+"""
+
+
+def test_a_fork_bomb_is_ended_and_says_why(roost: RunningRoost, api: Api, neighbour: str) -> None:
+    job = api.submit(BOMB, vcpus=0.5)
     api.said(job, b"begun")
     site = roost.site_of(job)
-    eventually(lambda: int(site.control("pids", "pids.current")) > 900, 30, "the bomb did not go off")
-    assert int(site.control("pids", "pids.current")) <= int(site.control("pids", "pids.max"))
-    assert api.run("echo beside it", 20).stdout == b"beside it\n"
-    assert api.exec(neighbour, "echo here")["stdout"] == "here\n"
-    status, answer = api.ask("POST", f"/mags-jobs/{job}/exec", {"command": "true", "timeout": 5})
-    assert status in (200, 409), answer  # with room for one more process or without, an answer comes
-    begun = time.monotonic()
-    api.stop(job)
-    assert api.wait(job, 20).state["stopped"] is True
-    assert time.monotonic() - begun < 15
+    ended = api.wait(job, 30)
+    assert (ended.status, ended.exit_code) == ("error", 137)
+    assert "limit of 512 processes and threads" in ended.error
+    assert "limit of 512 processes and threads" in ended.remarks.decode()
     eventually(lambda: not site.pids(), 20, "processes of the fork bomb are left")
+
+
+def test_starts_beside_fork_bombs_take_no_longer_than_beside_busy_sandboxes(api: Api, neighbour: str) -> None:
+    """A sandbox at its limit holds what others wait for only until it is stopped."""
+
+    def took() -> float:
+        begun = time.monotonic()
+        assert api.run("true", 60).status == "completed"
+        return time.monotonic() - begun
+
+    busy = [api.submit("echo begun; while :; do :; done", vcpus=1) for _ in range(2)]
+    for job in busy:
+        api.said(job, b"begun")
+    beside_busy = sorted(took() for _ in range(9))
+    for job in busy:
+        api.stop(job)
+    bombs = [api.submit(BOMB, vcpus=1) for _ in range(2)]
+    for job in bombs:
+        api.said(job, b"begun")
+    beside_bombs = sorted(took() for _ in range(9))
+    print(
+        f"beside busy sandboxes {beside_busy[4]:.2f} s, beside bombs {beside_bombs[4]:.2f} to {beside_bombs[-1]:.2f} s"
+    )
+    assert beside_bombs[4] < 2 * beside_busy[4] + 0.5
+    for job in bombs:
+        assert "processes and threads" in api.wait(job, 30).error
+
+
+def test_a_program_that_only_runs_into_the_limit_of_processes_goes_on(roost: RunningRoost, api: Api) -> None:
+    """As a pool of threads that is configured too large does."""
+    script = """#!/usr/bin/python3
+import threading, time
+stop, held = threading.Event(), []
+try:
+    while True:
+        held.append(threading.Thread(target=stop.wait, daemon=True))
+        held[-1].start()
+except RuntimeError: print("full", flush=True)
+for _ in range(20):
+    time.sleep(0.1)
+    try: threading.Thread(target=stop.wait).start()
+    except RuntimeError: pass
+print(400 < len(held) <= 512)
+stop.set()
+"""
+    ended = api.run(script, 60)
+    assert (ended.status, ended.lines) == ("completed", ["full", "True"])
 
 
 def test_filling_memory_ends_the_script_and_is_called_out_of_memory(api: Api, neighbour: str) -> None:

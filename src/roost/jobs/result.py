@@ -66,6 +66,7 @@ _UNSAID = {
     "timeout": "the script ran into its timeout",
     "oom": "the script ran out of memory; give it more with memory_mb",
     "disk": "the disk of the sandbox failed",
+    "excess": "the sandbox took what others need",
     "stopped": "stopped",
     "failed": "the sandbox failed",
 }

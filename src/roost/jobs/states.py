@@ -24,12 +24,11 @@ from roost.jobs import sleep, spans
 from roost.jobs.job import Job, Result, Work
 from roost.jobs.result import lost, result_of, script_ended
 from roost.jobs.run import Means, Run
-from roost.node.protocol import File, Limits, SaveRequest, StartSandbox, StopSandbox
+from roost.node.protocol import PIDS, File, Limits, SaveRequest, StartSandbox, StopSandbox
 from roost.workspaces import revisions, uploads
 from roost.workspaces.revisions import Start
 from roost.workspaces.uploads import Upload
 
-PIDS = 1024  # processes and threads of one sandbox
 STOPPED = "stopped by its owner"
 SHUT_DOWN = "Roost was shut down"
 SHUT_DOWN_GRACE = 2.0  # seconds between TERM and KILL when Roost itself is stopping

@@ -167,6 +167,10 @@ class Cgroup:
         file = "memory/memory.oom_control" if self._v1 else "memory.events"
         return _field(self._file(file).read_text(), "oom_kill")
 
+    def refused_forks(self) -> int:
+        """How often a process or thread was not started for the limit of them, since the group was made."""
+        return _field(self._file("pids/pids.events" if self._v1 else "pids.events").read_text(), "max")
+
     def usage(self) -> Usage:
         if self._v1:
             memory = self._file("memory/memory.usage_in_bytes").read_text()
@@ -223,6 +227,10 @@ class Cgroup:
         """
         await _until(self._kill_once, timeout, f"processes in cgroup {self.path} did not die")
 
+    async def kill_others(self, spared: int, timeout: float = 10.0) -> None:
+        """The same, but for one process."""
+        await _until(lambda: self._kill_frozen(spared), timeout, f"processes in cgroup {self.path} did not die")
+
     async def remove(self, timeout: float = 5.0) -> None:
         """Remove the emptied group from every hierarchy; TimeoutError while a process is left in it."""
         await _until(self._remove_once, timeout, f"cgroup {self.path} is still in use")
@@ -265,14 +273,17 @@ class Cgroup:
         if not self._v1 and self._file("cgroup.kill").exists():
             self._file("cgroup.kill").write_text("1")
             return not self.pids()
+        return self._kill_frozen()
+
+    def _kill_frozen(self, spared: int | None = None) -> bool:
         with contextlib.suppress(FileNotFoundError):
             self._set_frozen(True)  # what is frozen cannot fork away while its siblings are signalled
-        for pid in self.pids():
+        for pid in self.pids() - {spared}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(FileNotFoundError):
             self.thaw()
-        return not self.pids()
+        return not self.pids() - {spared}
 
     def pids(self) -> set[int]:
         """Processes in any hierarchy's group or below it: one may have been half moved by a runtime that died."""

@@ -24,7 +24,7 @@ from aiohttp import web
 from roost import __version__, errors, linux
 from roost.errors import condition_of
 from roost.events import write_events
-from roost.node import capacity, cgroup, delegation
+from roost.node import capacity, cgroup, delegation, kernel_limits
 from roost.node.arrears import Arrears
 from roost.node.bodies import answer, message, read
 from roost.node.cgroup import Hierarchies
@@ -391,6 +391,7 @@ async def _run(settings: NodeSettings) -> None:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = load_store(settings)
         ground = build_ground(settings)
+        await asyncio.to_thread(kernel_limits.raise_limits)
         await asyncio.to_thread(delegation.settle, ground.hierarchies, ground.parent)
         lay_guest_root(settings.runtime_dir / "guest", build.build())
         build.build("microvm")

@@ -24,14 +24,14 @@ from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
 from roost.node.metering import Counters, read
 from roost.node.network import HOST_MAC, Link, Network, host_end
-from roost.node.protocol import Limits
+from roost.node.protocol import PIDS, Limits
 from roost.node.runtimes import Runtime
 from roost.node.runtimes.oci import Container, Machine, container_config
 
 MEMBERS = 1024  # numbers per instance
 FIRST_ID = 2**30  # uids and gids from here on belong to Roost's guests
 IDS = 65536  # per member
-IDLE = Limits(vcpus=2, memory_mb=1024, disk_gb=2, pids=1024, timeout_seconds=300)  # what most jobs ask for
+IDLE = Limits(vcpus=2, memory_mb=1024, disk_gb=2, pids=PIDS, timeout_seconds=300)  # what most jobs ask for
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ MAX_DIAL = 4096  # bytes of one packet on `dial.sock`
 LENGTH = struct.Struct("<I")
 
 Phase = Literal["starting", "running", "ended"]
-Cause = Literal["exited", "timeout", "oom", "stopped", "disk", "lost", "failed"]
+Cause = Literal["exited", "timeout", "oom", "stopped", "disk", "excess", "lost", "failed"]
+
+PIDS = 512  # processes and threads of a sandbox; Chromium with a few pages, a JVM or a build of npm take 100 to 300
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):

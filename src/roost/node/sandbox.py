@@ -526,6 +526,15 @@ class Sandbox:
             self._stop.set_result((request, cause))
         await self.ended.wait()
 
+    async def end_at_once(self, request: StopSandbox, cause: Cause) -> None:
+        """As `stop`, but all of its processes stand still and are killed from outside: it may be too busy to listen."""
+        stopping = asyncio.create_task(self.stop(request, cause))
+        await asyncio.sleep(0)  # what it is ended for is settled before the script's end can be seen
+        if self.member:
+            with contextlib.suppress(OSError):  # it is gone, or some do not die: stopping it goes on in any case
+                await self.member.cgroup.kill_others(self.member.pid)
+        await stopping
+
     def hold(self, lower: Lower | None) -> None:
         """What its disk stands on, until `release`."""
         self._lower = lower

@@ -20,6 +20,7 @@ from roost.node import member as members
 from roost.node.capacity import disk_is_full
 from roost.node.depot import Depot
 from roost.node.disk import Disk
+from roost.node.excess import Excess
 from roost.node.guest.channel import GuestLost
 from roost.node.images import ImageStore
 from roost.node.layers import Layers
@@ -432,7 +433,9 @@ class Sandboxes:
 
     def open(self) -> None:
         room = Room(self._layers, lambda: list(self._sandboxes.values()))
-        self._loops = [asyncio.create_task(loop) for loop in (self._watch_disk(), self._watch_usage(), room.watch())]
+        excess = Excess(lambda: list(self._sandboxes.values()))
+        loops = (self._watch_disk(), self._watch_usage(), room.watch(), excess.watch())
+        self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def _watch_disk(self) -> None:
         """Guests' disks are promises that the machine's disk may not keep: before it is full, the largest user goes."""
