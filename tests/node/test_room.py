@@ -10,6 +10,7 @@ import pytest_asyncio
 from roost import ids
 from roost.node.disk import FLOOR
 from roost.node.protocol import Limits, Revision, SaveRequest, StopSandbox
+from roost.node.room import LOOK
 
 from .guest_world import LIMIT
 from .node_world import Box, RealNode
@@ -80,6 +81,18 @@ async def test_what_is_deleted_of_the_workspace_can_be_written_again(node: RealN
         while (await second.run("fallocate -l 300M /root/e"))[1] != 0:
             await asyncio.sleep(0.1)
     await done(second, "cat /root/c")
+    assert (await saved(second)).size < 2**30
+
+
+async def test_what_is_only_renamed_gives_no_room(node: RealNode) -> None:
+    first = await started(node)
+    await done(first, "mkdir /root/d; fallocate -l 850M /root/d/a")
+    second = await started(node, await saved(first))
+    await done(second, "mv /root/d /root/e")
+    await asyncio.sleep(2 * LOOK + 1)
+    _, status = await second.run("fallocate -l 300M /root/b")
+    assert status != 0
+    await done(second, "rm -f /root/b; test -s /root/e/a")
     assert (await saved(second)).size < 2**30
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,18 @@ from roost import linux
 from roost.errors import Conflict, NotFound, RoostError, Unsaved, reason
 from roost.node.canonical import canonicalise
 from roost.node.depot import Depot, Found, Saved, Source, Used
-from roost.node.disk import BYTES_PER_INODE, GIB, Disk, Disks, is_attached, mount_image, repair, seal, unmount
+from roost.node.disk import (
+    BYTES_PER_INODE,
+    GIB,
+    SEAL_SECONDS,
+    Disk,
+    Disks,
+    is_attached,
+    mount_image,
+    repair,
+    seal,
+    unmount,
+)
 from roost.node.images import Hold, ImageStore
 from roost.node.moved import has_moved, settle
 from roost.node.protocol import Revision
@@ -524,13 +536,17 @@ def told(error: Exception) -> str:
 
 
 def _make_plain(disk: Disk, first_id: int) -> None:
-    """Make a finished sandbox's files a layer's. May be repeated."""
-    disk.ballast.unlink(missing_ok=True)
+    """Make a finished sandbox's files a layer's. May be repeated, also when the disk is read-only by now."""
+    if disk.ballast.exists():
+        disk.ballast.unlink()
     canonicalise(disk.upper, first_id)
 
 
 def _mount_raw(disk: Disk) -> None:
     """A node or a machine may have ended while it was written to: checked, and mounted by nobody else."""
+    deadline = time.monotonic() + SEAL_SECONDS
+    while is_attached(disk.image) and time.monotonic() < deadline:
+        time.sleep(0.02)
     if is_attached(disk.image):
         raise Conflict("a process of the sandbox has not let go of its disk yet; try again")
     repair(disk.image)

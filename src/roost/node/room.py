@@ -14,6 +14,7 @@ import structlog
 
 from roost.node.disk import Disk
 from roost.node.layers import Layers
+from roost.node.moved import has_moved
 from roost.node.sandbox import Sandbox
 from roost.node.usage import hidden
 
@@ -74,7 +75,9 @@ def _free(disk: Disk) -> int:
 
 
 def _shrink(disk: Disk, lowers: list[Path], held: int) -> int:
-    """How many bytes can be written more."""
+    """How many bytes can be written more. What was only moved looks deleted where it was, and is seen elsewhere."""
+    if has_moved(disk):
+        return 0
     wanted, before = max(0, held - hidden(disk.upper, lowers)), disk.ballast.stat().st_size
     if before - wanted < WORTH:
         return 0

@@ -368,9 +368,7 @@ class Sandbox:
         if self._syncing:
             self._syncing.cancel()
             await asyncio.gather(self._syncing, return_exceptions=True)
-        await self._rouse()
-        await self._saver.release_files(self.id)  # whoever looks at its files would keep its disk busy
-        self._last_usage = self.usage()  # while the kernel still counts
+        await self._leave_alone()
         member = self.member
         if member and self.record.save and self.state.started_ns is not None:
             self._end_save_begun = True
@@ -382,6 +380,15 @@ class Sandbox:
         self.release()
         await self._become_surely(phase="ended", ended_ns=now_ns(), ipv4=None, ipv6=None, usage=self._last_usage)
         self.ended.set()
+
+    async def _leave_alone(self) -> None:
+        """Nobody freezes it, or keeps its disk busy by looking at its files. A fault in that must lose nothing."""
+        try:
+            await self._rouse()
+            await self._saver.release_files(self.id)
+            self._last_usage = self.usage()  # while the kernel still counts
+        except Exception:
+            log.exception("sandbox.not_left_alone", id=self.id)
 
     # what it uses
 
@@ -447,7 +454,10 @@ class Sandbox:
     # saving
 
     async def _save_end(self, member: Member) -> None:
-        await member.quiet()
+        try:
+            await member.quiet()
+        except Exception:  # one that does not die keeps its disk busy: then that is set aside, and saved later
+            log.exception("sandbox.unquiet", id=self.id)
         await self.finish_saving(member.disk, member.site.first_id)
 
     async def finish_saving(self, disk: Disk, first_id: int) -> None:
