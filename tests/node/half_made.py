@@ -1,7 +1,9 @@
-"""A node that is killed while it makes member 0: a program that reads delays in milliseconds, one per line.
+"""A node that is killed while it makes member 0 and mounts its root.
 
-For each it forks, makes the member in the child, kills the child with SIGKILL after the delay, and answers "made" or
-"killed". Run as `python -m tests.node.half_made DIRECTORY INSTANCE`.
+A program that reads delays in milliseconds, one per line. For each it forks, makes the member in the child, kills the
+child with SIGKILL after the delay, and answers "made" or "killed".
+
+Run as `python -m tests.node.half_made DIRECTORY INSTANCE`.
 """
 
 import asyncio
@@ -18,7 +20,8 @@ from .guest_world import settings_of
 
 
 async def make(directory: Path, number: int) -> None:
-    await members.make(daemon.build_ground(settings_of(directory, number)), 0)
+    member = await members.make(daemon.build_ground(settings_of(directory, number)), 0)
+    await member.mount([directory / "image"], members.IDLE)
 
 
 def main() -> None:

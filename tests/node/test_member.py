@@ -47,10 +47,10 @@ async def member(world: World) -> AsyncIterator[Member]:
     assert not await world.emptied()
 
 
-def mounts() -> list[str]:
-    """Where something is mounted in this process's mount namespace, with the mount's number."""
+def mounts(world: World) -> list[str]:
+    """Where something of the world is mounted in this process's mount namespace, with the mount's number."""
     words = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [f"{word[0]} {word[4]}" for word in words]
+    return [f"{word[0]} {word[4]}" for word in words if Path(word[4]).is_relative_to(world.directory)]
 
 
 def mount_number(descriptor: int) -> str:
@@ -78,7 +78,7 @@ async def test_overlayfs_is_given_no_layer_from_outside_the_mount_namespace(
         if kind == "overlay" and options:
             lowers = options.split(",")[0].removeprefix("lowerdir=").split(":")
             named.extend(mount_number(int(lower.rpartition("/")[2])) for lower in lowers)
-            assert {*named} <= {line.split()[0] for line in mounts()}
+            assert {*named} <= {line.split()[0] for line in mounts(world)}
         real(source, target, kind, flags, options)
 
     monkeypatch.setattr(linux, "mount", mount)
@@ -87,11 +87,11 @@ async def test_overlayfs_is_given_no_layer_from_outside_the_mount_namespace(
 
 
 async def test_a_root_of_many_layers_is_whole_and_their_mounts_are_gone(member: Member, world: World) -> None:
-    before = mounts()
+    before = mounts(world)
     await member.mount(layers(world, DEEPEST), IDLE)
     await member.guest.attach("nest")
-    member.forget_mounts()
-    assert [line for line in mounts() if line not in before] == []
+    member.forget_mounts(world)
+    assert [line for line in mounts(world) if line not in before] == []
     inside = Inside(member.guest, member)
     assert len((await inside.shell("cat of-*; stat -c %u:%g of-*")).split()) == DEEPEST
     assert {*(await inside.shell("stat -c %u:%g of-*")).split()} == {"0:0"}
@@ -99,17 +99,17 @@ async def test_a_root_of_many_layers_is_whole_and_their_mounts_are_gone(member: 
 
 async def test_on_a_machine_whose_mounts_are_shared_nothing_else_sees_the_members_mounts(shared_world: World) -> None:
     stack = layers(shared_world, 3)
-    before = {line.split()[1] for line in mounts()}
+    before = {line.split()[1] for line in mounts(shared_world)}
     member = await shared_world.member(1)
     members.mount_root(stack, member.disk, member.site, member.pid)
-    seen = {line.split()[1] for line in mounts()} - before
+    seen = {line.split()[1] for line in mounts(shared_world)} - before
     assert all(Path(point).is_relative_to(member.site.directory) for point in seen), seen
     async with asyncio.timeout(LIMIT):
         await member.guest.attach("nest")
-    member.forget_mounts()
+    member.forget_mounts(world)
     assert (await Inside(member.guest, member).shell("cat of-1")) == "1"
     await member.destroy()
-    assert {line.split()[1] for line in mounts()} == before
+    assert {line.split()[1] for line in mounts(shared_world)} == before
 
 
 async def test_a_claim_that_was_cut_short_leaves_no_mounts(world: World) -> None:

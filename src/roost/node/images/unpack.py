@@ -380,8 +380,10 @@ def main() -> int:
         report(Report(error=str(error)))
     except MemoryError:
         report(Report(error="its headers need more memory than an honest archive's"))
-    except (OSError, ValueError, RecursionError) as error:
-        report(Report(error=f"{type(error).__name__}: {shown(str(error))}"))
+    except OSError as error:
+        report(Report(error=f"it could not be unpacked: {shown(error.strerror or str(error))}"))
+    except (ValueError, RecursionError) as error:
+        report(Report(error=f"it cannot be read: {shown(str(error))}"))
     return 0
 
 
