@@ -34,9 +34,11 @@ async def shared_world(world: World) -> AsyncIterator[World]:
     """As on a machine with systemd: every mount of the machine is shared, unless somebody says otherwise."""
     linux.mount(world.directory, world.directory, flags=linux.MS_BIND | linux.MS_REC)
     linux.mount(None, world.directory, flags=linux.MS_SHARED | linux.MS_REC)
-    yield world
-    await world.sweep()
-    linux.umount(world.directory, linux.MNT_DETACH)
+    try:
+        yield world
+        await world.sweep()
+    finally:
+        linux.umount(world.directory, linux.MNT_DETACH)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -90,7 +92,7 @@ async def test_a_root_of_many_layers_is_whole_and_their_mounts_are_gone(member: 
     before = mounts(world)
     await member.mount(layers(world, DEEPEST), IDLE)
     await member.guest.attach("nest")
-    member.forget_mounts(world)
+    member.forget_mounts()
     assert [line for line in mounts(world) if line not in before] == []
     inside = Inside(member.guest, member)
     assert len((await inside.shell("cat of-*; stat -c %u:%g of-*")).split()) == DEEPEST
@@ -106,7 +108,7 @@ async def test_on_a_machine_whose_mounts_are_shared_nothing_else_sees_the_member
     assert all(Path(point).is_relative_to(member.site.directory) for point in seen), seen
     async with asyncio.timeout(LIMIT):
         await member.guest.attach("nest")
-    member.forget_mounts(world)
+    member.forget_mounts()
     assert (await Inside(member.guest, member).shell("cat of-1")) == "1"
     await member.destroy()
     assert {line.split()[1] for line in mounts(shared_world)} == before
