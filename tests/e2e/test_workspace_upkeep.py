@@ -268,17 +268,32 @@ def test_a_nodes_disk_is_a_cache_of_what_is_stored(unstarted_roost: RunningRoost
 
 
 @pytest.mark.parametrize("persistent", [False, True], ids=["local", "stored"])
-def test_a_disk_cannot_be_smaller_than_all_that_a_workspace_holds(api: Api, persistent: bool) -> None:
+def test_a_workspace_larger_than_the_disk_is_read_and_emptied(api: Api, persistent: bool) -> None:
     name = named("large")
     make = good_end if persistent else lambda api, script, name, **more: saved(api, name, script, **more)
     make(api, "yes | head -c 1200M > /root/big; truncate -s 20G /root/sparse", name, disk_gb=4)
     make(api, "echo small > /root/small", name, disk_gb=4)
-    body = {"script": "true", "type": "inline", "workspace_id": name, "disk_gb": 1}
-    status, answer = api.ask("POST", "/mags-jobs", body)
-    assert status == 400, answer
-    assert "holds 1.2 GB" in answer["error"]
-    saved(api, name, "rm /root/big", disk_gb=2)
-    assert saved(api, name, "cat /root/small; rm /root/sparse", disk_gb=1).text == "small\n"
+    ended = saved(api, name, "cat /root/small; fallocate -l 100M /root/more || rm /root/big /root/more", disk_gb=1)
+    assert ended.text == "small\n" and b"holds 1.2 GB, and the disk has 1 GB" in ended.remarks
+    ended = saved(api, name, "cat /root/small; fallocate -l 300M /root/more; rm /root/sparse", disk_gb=1)
+    assert (ended.text, ended.remarks) == ("small\n", b"")
+
+
+def test_a_sandbox_that_goes_cold_again_and_again_stays_within_its_disk(api: Api) -> None:
+    job = api.submit("true", persistent=True, disk_gb=1, name=named("cold"))
+    eventually(lambda: api.status(job).get("exit_code") == 0)
+    results: list[int] = []
+    for number in range(3):
+        filled = api.exec(job, f"fallocate -l 600M /root/{number} || {{ rm /root/{number}; false; }}")
+        results.append(filled["exit_code"])
+        api.call("POST", f"/mags-jobs/{job}/sleep", {"depth": "cold"})
+        eventually(lambda: api.status(job)["status"] == "sleeping")
+    assert results[0] == 0 and 0 not in results[1:]
+    used, available = map(int, api.exec(job, "df --output=used,avail -m / | tail -1")["stdout"].split())
+    assert 600 <= used < 620 and available < 400
+    assert api.exec(job, "rm /root/0")["exit_code"] == 0
+    eventually(lambda: api.exec(job, "fallocate -l 600M /root/again")["exit_code"] == 0)
+    api.stop(job)
 
 
 # ---- the documented example ----
