@@ -25,16 +25,17 @@ RUN = Path("/run/roost")
 CGROUPS = Path("/sys/fs/cgroup")
 FIRST_ID, IDS_PER_MEMBER, MEMBERS = 2**30, 65536, 1024
 FINAL = ("completed", "error")
-READY_SECONDS = 60
-STOP_SECONDS = 60
+PATIENCE = 4  # times as long as usual: the machine may be busy or emulated, and a limit costs only what fails
+READY_SECONDS = 60 * PATIENCE
+STOP_SECONDS = 60 * PATIENCE
 PROGRAM = (sys.executable, "-m", "roost.cli")
 
 T = TypeVar("T")
 
 
 def eventually(what: Callable[[], T], seconds: float = 30, says: str = "") -> T:
-    """The first true value of `what`; a test that waits longer has failed."""
-    deadline = time.monotonic() + seconds
+    """The first true value of `what`; a test that waits PATIENCE times as long has failed."""
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (value := what()):
         assert time.monotonic() < deadline, says or "it did not come to pass"
         time.sleep(0.01)

@@ -486,8 +486,8 @@ async def reread(live: LiveJobs, job: Job) -> Job:
 
 
 async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Waits for what other tasks bring about, at most twenty seconds: a busy machine is slow."""
-    async with asyncio.timeout(20):
+    """Waits for what other tasks bring about, at most eighty seconds: a busy machine is slow."""
+    async with asyncio.timeout(80):
         while True:
             answer = holds()
             if answer if isinstance(answer, bool) else await answer:

@@ -29,7 +29,7 @@ class Shell:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             env=dict(os.environ),
         )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             out, errors = await process.communicate()
         assert process.returncode == status, (out, errors)
         return (out + errors).decode()
