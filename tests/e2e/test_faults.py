@@ -20,7 +20,18 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import an_instance
-from tests.e2e.instance import PROGRAM, RUN, Api, Ended, RunningRoost, clean_environment, eventually, mounts
+from tests.e2e.instance import (
+    CGROUPS,
+    PROGRAM,
+    RUN,
+    Api,
+    Ended,
+    RunningRoost,
+    SandboxSite,
+    clean_environment,
+    eventually,
+    mounts,
+)
 
 VICTIMS = [("node",), ("serve",), ("serve", "node"), ("up",)]  # the others end with `up`
 LINES = 60
@@ -423,3 +434,49 @@ def holders(roost: RunningRoost, secret: bytes) -> list[str]:
             if secret in process.read_bytes():
                 found.append(str(process))
     return found
+
+
+# ---- what does not die ----
+
+
+@pytest.fixture
+def undying(own_roost: RunningRoost) -> Iterator[SandboxSite]:
+    """A sandbox with a process that SIGKILL does not reach, as one that waits in the kernel, until the test's end."""
+    job = own_roost.api.submit("sleep 1000 & echo $!; wait")
+    own_roost.api.said(job, b"\n")
+    site = own_roost.site_of(job)
+    freezer = CGROUPS / "freezer"
+    if not freezer.is_dir():
+        pytest.skip("on cgroup v2 what is frozen dies, and nothing else stays in the kernel on request")
+    group = freezer / f"roost-{site.instance}" / f"roost-{site.instance}-{site.member}" / "stuck"
+    group.mkdir()
+    [asleep] = [pid for pid in site.pids() if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep")]
+    (group / "cgroup.procs").write_text(str(asleep))
+    (group / "freezer.state").write_text("FROZEN")
+    yield site
+    if group.exists():
+        (group / "freezer.state").write_text("THAWED")
+
+
+@pytest.mark.slow
+def test_an_orderly_end_goes_on_past_what_does_not_die(own_roost: RunningRoost, undying: SandboxSite) -> None:
+    """It says so, leaves nothing else, and the next start removes the rest."""
+    number = own_roost.number
+    name = f"roost-{number}-{undying.member}"
+    others = [own_roost.api.submit("exec sleep 1000") for _ in range(2)]
+    for job in others:
+        own_roost.api.running(job)
+    assert own_roost.terminate() == 0, own_roost.said()[-3000:]
+    assert [event["containers"] for event in own_roost.events("members.left")] == [[name]]
+    assert "Traceback" not in own_roost.said()
+    assert own_roost.claimed() == number  # so that no other instance meets what is left
+    assert not [line for line in mounts() if f" {own_roost.place}/" in line or f" {RUN / str(number)}/" in line]
+    assert not list(Path("/sys/class/net").glob(f"r{number}v*"))
+    assert {group.name for group in CGROUPS.glob(f"*/roost-{number}/*/")} == {name}
+    assert {path.name for path in (RUN / str(number) / "members").iterdir()} == {str(undying.member)}
+
+    own_roost.start()  # not held up by it either
+    assert own_roost.api.run("echo here").stdout == b"here\n"
+    for state in CGROUPS.glob(f"freezer/roost-{number}/{name}/stuck/freezer.state"):
+        state.write_text("THAWED")
+    eventually(lambda: not list(CGROUPS.glob(f"*/roost-{number}/{name}")), 30, "it is still there")

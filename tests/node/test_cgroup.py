@@ -280,7 +280,7 @@ async def test_sweep_ends_what_is_not_kept_and_nothing_else(group: Cgroup, start
     leftover = Cgroup(group.hierarchies, group.parent, "leftover")
     leftover.create()
     stray, kept = start(leftover, "sys.stdin.readline()"), start(group, "sys.stdin.readline()")
-    assert await sweep(group.hierarchies, group.parent, keep={"m0"}) == {"leftover"}
+    assert await sweep(group.hierarchies, group.parent, keep={"m0"}) == set()
     assert stray.wait(10) == -9
     assert kept.poll() is None
     assert not exists(leftover)
@@ -291,9 +291,25 @@ async def test_sweep_ends_what_is_not_kept_and_nothing_else(group: Cgroup, start
 async def test_half_made_groups_are_swept(group: Cgroup) -> None:
     half = group.hierarchies.mounts["pids"] / group.parent[1:] / "half" / "nested"
     half.mkdir(parents=True)
-    assert await sweep(group.hierarchies, group.parent, keep=set()) == {"m0", "half"}
+    assert await sweep(group.hierarchies, group.parent, keep=set()) == set()
     assert not half.parent.exists()
     assert not any((root / group.parent[1:]).exists() for root in group.hierarchies.roots())
+
+
+@on_v1
+async def test_a_sweep_goes_on_past_what_does_not_die(group: Cgroup, start: Start) -> None:
+    held = Cgroup(group.hierarchies, group.parent, "held")
+    held.create()
+    stuck = group.hierarchies.mounts["freezer"] / held.path[1:] / "stuck"
+    stuck.mkdir()
+    undying = start(held, "sys.stdin.readline()")
+    (stuck / "cgroup.procs").write_text(str(undying.pid))
+    (stuck / "freezer.state").write_text("FROZEN")
+    assert await sweep(group.hierarchies, group.parent, keep=set(), timeout=0.5) == {"held"}
+    assert not exists(group)
+    (stuck / "freezer.state").write_text("THAWED")
+    assert undying.wait(10) == -9
+    assert await sweep(group.hierarchies, group.parent, keep=set()) == set()
 
 
 async def test_what_does_not_exist_is_empty_and_removed() -> None:

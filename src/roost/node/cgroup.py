@@ -297,19 +297,27 @@ class Cgroup:
 async def sweep(hierarchies: Hierarchies, parent: str, keep: set[str], timeout: float = 10.0) -> set[str]:
     """End and remove every group under `parent` whose name is not in `keep`, in all hierarchies.
 
-    Returns the names removed. With nothing to keep the parent itself goes too.
+    Returns the names of those in which something does not die. With nothing left the parent itself goes too.
     """
     parents = [root / parent.lstrip("/") for root in hierarchies.roots()]
     names = {entry.name for path in parents for entry in _subdirectories(path)} - keep
-    for name in sorted(names):
-        group = Cgroup(hierarchies, parent, name)
-        await group.kill_all(timeout)
-        await group.remove(timeout)
-    if not keep:
+    swept = await asyncio.gather(*(_swept(Cgroup(hierarchies, parent, name), timeout) for name in sorted(names)))
+    undying = {name for name in swept if name is not None}
+    if not keep and not undying:
         for path in parents:
             with contextlib.suppress(FileNotFoundError):
                 path.rmdir()
-    return names
+    return undying
+
+
+async def _swept(group: Cgroup, timeout: float) -> str | None:
+    """The group's name, if it is left."""
+    try:
+        await group.kill_all(timeout)
+        await group.remove(timeout)
+        return None
+    except TimeoutError:
+        return group.name
 
 
 def _cgroup_mount(line: str) -> tuple[Path, list[str]]:

@@ -68,6 +68,7 @@ from roost.node.sync import Options, open_store
 from roost.node.uploads import Uploads
 from roost.settings import NodeSettings
 
+SWEEPING = 5.0  # seconds that a member has to die at the very end, after all that it had before
 MAX_EXEC_OUTPUT = 16 * 1024 * 1024  # bytes that an exec may ask to have kept
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -466,7 +467,7 @@ def _asked_to_stop() -> asyncio.Event:
 
 
 async def leave_nothing(ground: Ground) -> None:
-    """Of a node without sandboxes."""
+    """Of a node without sandboxes. What does not die stays, with what the next node needs to remove it."""
     try:
         await ground.network.close()
     finally:
@@ -474,10 +475,18 @@ async def leave_nothing(ground: Ground) -> None:
 
 
 async def _leave_no_files(ground: Ground) -> None:
-    await cgroup.sweep(ground.hierarchies, ground.parent, keep=set())
+    undying = await cgroup.sweep(ground.hierarchies, ground.parent, keep=set(), timeout=SWEEPING)
+    if undying:
+        log.error(
+            "members.left", containers=sorted(undying), cure="the next start removes them once the kernel lets go"
+        )
     unmount(ground.runtime_dir / "guest")
+    for place in (ground.runtime_dir / "members").glob("*"):
+        for mountpoint in ground.site(int(place.name)).mountpoints:
+            unmount(mountpoint)
+    needed = {"state", "members", "oci"} if undying else {"state"}  # `state`: `roost up`'s claim on the number
     for entry in ground.runtime_dir.iterdir():
-        if entry.name != "state":  # `roost up`'s claim on the number, which it gives back when all of this has ended
+        if entry.name not in needed:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for template in ground.disks.directory.glob("template-*"):
         template.unlink()

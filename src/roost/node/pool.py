@@ -28,6 +28,8 @@ QUIET = 0.02  # seconds after a claim or an end: making and destroying would tak
 RECENT = 5.0  # seconds of claims that the target follows
 LARGEST_TARGET = 32  # idle members, however fast claims come
 SURPLUS = 60.0  # seconds after which idle members above the target go, one at a time
+DYING = 5.0  # seconds that whoever gives a member back waits; what does not die delays nobody else
+CLOSING = 20.0  # seconds that a pool which is closed waits for all ends
 FAILURES = 3  # in a row, after which those who wait are told instead of waiting on
 PATIENCE = 20.0  # seconds of failures in a row, after which they are told that it is the machine's fault
 
@@ -108,16 +110,23 @@ class Pool:
             raise
 
     async def used(self, member: Member) -> None:
-        """Destroys a member that was taken, for it is never used again."""
+        """Destroys a member that was taken, for it is never used again. One that does not die goes on dying alone."""
         self._served = time.monotonic()
         await self._quiet()
-        await self._destroy(member.number, member)
-        self._busy -= 1
-        self._changed.set()
+        await self._patiently(member.number, member)
 
     async def destroyed(self, number: int) -> None:
         """The same for a member that an earlier node made."""
-        await self._destroy(number)
+        await self._patiently(number)
+
+    async def _patiently(self, number: int, member: Member | None = None) -> None:
+        ending = self._own(self._give_back(number, member))
+        await asyncio.wait({ending}, timeout=DYING)
+        if not ending.done():
+            log.error("member.undying", number=number)
+
+    async def _give_back(self, number: int, member: Member | None) -> None:
+        await self._destroy(number, member)
         self._busy -= 1
         self._changed.set()
 
@@ -181,10 +190,11 @@ class Pool:
             if self._idle:  # not all taken in this very moment
                 self._retire(self._idle.popleft())
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _create(self, number: int) -> None:
         try:

@@ -6,6 +6,7 @@ still answers go on, with their output; those that are gone are reported as lost
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -45,12 +46,15 @@ from roost.node.protocol import (
 )
 from roost.node.record import Record, Records, boot_id
 from roost.node.room import Room
+from roost.node.runtimes import RuntimeFailed
 from roost.node.sandbox import ImageLower, Lower, Sandbox, initial_record, not_done, saved
 from roost.node.saver import Saver
 
 LOOK = 10.0  # seconds between looks at what each sandbox uses
 KEEP = 60.0  # seconds between writes of it
 AT_ONCE = 16  # sandboxes looked at before anybody else gets a turn: about a millisecond
+SWEEPING = 15.0  # seconds for the end of a member that an earlier node left; then it goes on beside the start
+CONCLUDING = 30.0  # seconds for saves that an earlier node left, at the end of this one; the next one repeats them
 GUARD = 1.0  # seconds between looks at the disk that holds the guests' disks
 DISK_FULL = "the node's disk was nearly full, and this sandbox used the most of it"
 LOST = "the sandbox was gone when the node started again (a reboot or a crash), so its exit status is unknown"
@@ -282,9 +286,11 @@ class Sandboxes:
             if record.state.id not in adopted and record.save and record.state.started_ns is not None:
                 unsaved.add(record.member)
         keep = {member.number for member in adopted.values()}
-        await self._sweep(keep | unsaved)
+        undying = await self._sweep(keep | unsaved)
         self._layers.sweep()
-        self._pool = Pool(self._ground, min_pool, max_pool, in_use=keep | unsaved)
+        self._pool = Pool(self._ground, min_pool, max_pool, in_use=keep | unsaved | undying)
+        for number in undying:
+            self._concluding.add(asyncio.create_task(self._pool.destroyed(number)))
         for record in records:
             await self._settle(record, adopted.get(record.state.id), record.member in unsaved)
         return self._pool
@@ -328,7 +334,10 @@ class Sandboxes:
         """Its processes are gone, its disk is here: what it wrote is saved before its end is told."""
         sandbox.hold(await self._hold_again(sandbox.record))
         site = self._ground.site(number)
-        await members.end(self._ground, site)
+        try:
+            await members.end(self._ground, site)
+        except (RuntimeFailed, OSError) as error:  # TimeoutError is one; a disk that stays busy is set aside
+            log.error("member.undying", number=number, error=str(error))
         disk = Disk(self._disks / f"{site.container_id}.img", site.disk, sandbox.limits.disk_gb)
         await sandbox.conclude(disk, site.first_id, LOST)
         await self._its_pool.destroyed(number)
@@ -368,19 +377,34 @@ class Sandboxes:
         self._records.write(msgspec.structs.replace(record, state=state, member=None))
         return state
 
-    async def _sweep(self, keep: set[int]) -> None:
-        """Removes every member but those in `keep`: directories, containers, mounts, links, groups, disks."""
+    async def _sweep(self, keep: set[int]) -> set[int]:
+        """Removes every member but those in `keep`: directories, containers, mounts, links, groups, disks.
+
+        Returns the numbers of those whose processes do not die.
+        """
         ground = self._ground
         directory = ground.runtime_dir / "members"
         numbers = {int(entry.name) for entry in directory.iterdir()} if directory.exists() else set[int]()
         numbers |= {int(id.rpartition("-")[2]) for id in ground.runtime.list()}
-        for number in sorted(numbers - keep):
-            await members.destroy(ground, number)
+        turn = asyncio.Semaphore(os.cpu_count() or 1)
+        swept = await asyncio.gather(*(self._destroy(number, turn) for number in sorted(numbers - keep)))
+        undying = {number for number in swept if number is not None}
         await ground.network.sweep(keep)
-        kept = {ground.site(number).container_id for number in keep}
+        kept = {ground.site(number).container_id for number in keep | undying}
         for image in self._disks.glob("*.img"):
             if image.stem not in kept:
                 image.unlink()
+        return undying
+
+    async def _destroy(self, number: int, turn: asyncio.Semaphore) -> int | None:
+        """The number, if something of the member is left."""
+        try:
+            async with turn, asyncio.timeout(SWEEPING):
+                await members.destroy(self._ground, number)
+            return None
+        except (RuntimeFailed, OSError) as error:  # TimeoutError is one
+            log.error("member.undying", number=number, error=str(error))
+            return number
 
     def running(self, id: str) -> Sandbox:
         """One that may be entered; it says itself whether it can. Raises NotFound, Conflict for one that has ended."""
@@ -460,7 +484,8 @@ class Sandboxes:
         """Sandboxes that live stay, for the node that comes next."""
         for loop in self._loops:
             loop.cancel()
-        await asyncio.gather(*self._starting.values(), *self._concluding, return_exceptions=True)
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await _bounded(self._concluding, CONCLUDING)
         for sandbox in self._sandboxes.values():
             sandbox.keep_usage()
             await sandbox.let_go()
@@ -469,3 +494,11 @@ class Sandboxes:
     def living(self) -> set[int]:
         """Numbers of the members that sandboxes hold."""
         return {sandbox.member.number for sandbox in self._sandboxes.values() if sandbox.member}
+
+
+async def _bounded(tasks: set[asyncio.Task[None]], seconds: float) -> None:
+    if tasks:
+        _, undone = await asyncio.wait(tasks, timeout=seconds)
+        for task in undone:
+            task.cancel()
+        await asyncio.gather(*undone, return_exceptions=True)
