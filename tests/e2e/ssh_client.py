@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,10 @@ def with_own_key(roost: RunningRoost, place: Path, user: str, kind: str = "ed255
         public = key.with_suffix(".pub").read_text()
         roost.api.call("POST", "/ssh-keys", {"name": f"test {time.monotonic_ns()}", "public_key": public})
     host, _, port = roost.ssh.rpartition(":")
-    client = SshClient(place, host, int(port), key, user)
     found = run(["ssh-keyscan", "-p", port, "-t", "ed25519", host]).stdout.decode().split()
-    return _known(client, " ".join(found[1:3]))
+    client = _known(SshClient(place, host, int(port), key, "roost+default"), " ".join(found[1:3]))
+    client.ssh("list").check_returncode()  # other tests make other accounts: from here on the name alone will do
+    return replace(client, user=user)
 
 
 def _known(client: SshClient, host_key: str) -> SshClient:

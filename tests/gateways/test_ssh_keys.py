@@ -55,7 +55,7 @@ async def test_usual_keys_are_taken_and_found_again(database: Database, tmp_path
     assert key.name == "laptop of somebody"
     shown = subprocess.run(["ssh-keygen", "-l", "-f", "-"], input=line.encode(), capture_output=True, check=True).stdout
     assert key.fingerprint in shown.decode()
-    assert await keys.grant_of(database, keys.read_public(line)) == keys.Grant(key.id, 1, None)
+    assert await keys.grant_of(database, keys.read_public(line), "dev+a1") == keys.Grant(key.id, 1, None)
 
 
 async def test_keys_of_hardware_are_taken(database: Database) -> None:
@@ -82,12 +82,11 @@ def test_weak_damaged_and_unknown_keys_are_refused_with_the_cure(tmp_path: Path)
         keys.read_public("ssh-ed25519 " + "A" * 10_000)
 
 
-async def test_a_key_belongs_to_one_account_and_is_removed_by_it_alone(database: Database, tmp_path: Path) -> None:
+async def test_a_key_is_once_in_an_account_and_is_removed_by_it_alone(database: Database, tmp_path: Path) -> None:
     line = generated(tmp_path, "ed25519")
     key = await keys.add(database, 1, "mine", line)
-    for account in (1, 2):
-        with pytest.raises(Conflict, match="registered already"):
-            await keys.add(database, account, "again", line)
+    with pytest.raises(Conflict, match="registered in this account already"):
+        await keys.add(database, 1, "again", line)
     with pytest.raises(NotFound):
         await keys.remove(database, 2, None, key.id)
     with pytest.raises(NotFound):
@@ -95,6 +94,64 @@ async def test_a_key_belongs_to_one_account_and_is_removed_by_it_alone(database:
     await keys.remove(database, 1, None, key.id)
     assert await keys.grant_of(database, keys.read_public(line)) is None
     assert await keys.listed(database, 1, None) == []
+
+
+async def test_a_strangers_claim_to_a_key_leads_its_holder_nowhere(database: Database, tmp_path: Path) -> None:
+    """A public key says nothing of who sends it: 2 has registered that of 1, who comes with a name that 2 chose."""
+    line = generated(tmp_path, "ed25519")
+    blob = keys.read_public(line)
+    await keys.add(database, 2, "squatted", line)
+    alone = await keys.grant_of(database, blob, "web")
+    assert alone is not None and alone.refusal is not None
+    assert "`ssh web+a2@HOST`" in alone.refusal
+    mine = await keys.add(database, 1, "mine", line)
+    both = await keys.grant_of(database, blob, "web")
+    assert both is not None and both.refusal is not None
+    assert "`ssh web+a2@HOST` or `ssh web+a1@HOST`" in both.refusal
+    chosen = await keys.grant_of(database, blob, "web+a1")
+    assert chosen == keys.Grant(mine.id, 1, None)
+    assert (chosen.name, chosen.confirms) == ("web", True)
+    await confirm(database, mine.id)
+    found = await keys.grant_of(database, blob, "web")
+    assert found == keys.Grant(mine.id, 1, None)
+    assert (found.name, found.confirms) == ("web", False)
+
+
+async def test_a_key_that_its_holder_uses_in_several_accounts_leads_where_the_name_says(
+    database: Database, tmp_path: Path
+) -> None:
+    line = generated(tmp_path, "ed25519")
+    blob = keys.read_public(line)
+    for account in (1, 2):
+        key = await keys.add(database, account, "mine", line)
+        await confirm(database, key.id)
+    for account in (1, 2):
+        found = await keys.grant_of(database, blob, f"web+a{account}")
+        assert found is not None
+        assert (found.account_id, found.name, found.refusal) == (account, "web", None)
+    unclear = await keys.grant_of(database, blob, "web")
+    assert unclear is not None and unclear.refusal is not None
+    assert "say which" in unclear.refusal
+
+
+async def test_where_there_is_one_account_a_key_needs_no_more(database: Database, tmp_path: Path) -> None:
+    await database.write(accounts.delete().where(accounts.c.id == 2))
+    line = generated(tmp_path, "ed25519")
+    key = await keys.add(database, 1, "mine", line)
+    assert await keys.grant_of(database, keys.read_public(line), "web") == keys.Grant(key.id, 1, None)
+
+
+async def test_the_port_of_a_job_decides_whose_key_it_is(database: Database, tmp_path: Path) -> None:
+    line = generated(tmp_path, "ed25519")
+    await keys.add(database, 2, "squatted", line)
+    assert await keys.grant_of(database, keys.read_public(line), "root", own_job=1) is None
+    mine = await keys.add(database, 1, "mine", line)
+    assert await keys.grant_of(database, keys.read_public(line), "root", own_job=1) == keys.Grant(mine.id, 1, None)
+
+
+async def confirm(database: Database, key_id: str) -> None:
+    keys.record_confirmed(database, key_id)
+    await database.write(jobs.update().where(jobs.c.seq == 2).values(name="x"))  # behind it in the queue
 
 
 async def test_a_jobs_key_opens_that_job_and_its_private_half_is_nowhere(database: Database) -> None:

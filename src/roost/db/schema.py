@@ -306,12 +306,15 @@ ssh_keys = Table(
     Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),
     Column("job_seq", Integer, ForeignKey("jobs.seq")),  # None: the account's own, for all of its sandboxes
     Column("name", String, nullable=False),
-    Column("public_key", LargeBinary, nullable=False, unique=True),  # as on the wire (RFC 4253, 6.6)
+    Column("public_key", LargeBinary, nullable=False),  # as on the wire (RFC 4253, 6.6)
     Column("created_ns", BigInteger, nullable=False),
     Column("last_used_ns", BigInteger),
+    Column("confirmed_ns", BigInteger),  # when who holds it said, by a login, that it is for this account
     Column("user_id", Integer, ForeignKey("users.id")),  # who added it or had it made; it goes with them
     Index("ssh_keys_of_job", "job_seq", "last_used_ns"),
     Index("ssh_keys_of_account", "account_id", "created_ns"),
+    Index("ssh_keys_by_key", "public_key"),
+    Index("one_key_of_account", "account_id", "public_key", unique=True, sqlite_where=text("job_seq IS NULL")),
 )
 
 ssh_ports = Table(  # of the gateway that belong to one job; they go when it has ended

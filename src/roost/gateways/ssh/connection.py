@@ -196,14 +196,18 @@ class Login(asyncssh.SSHServer):
         self.account_id = grant.account_id
         if not self._gateway.admit(self, grant.account_id, grant.key_id):
             return self.leave("your account has too many SSH connections; close some")
-        keys.record_use(self._gateway.database, grant.key_id)
-        self._record_login(grant)
-        if self._user == LOBBY and self._own_job is None:
+        if grant.refusal is None:  # else nobody knows yet whose login it is
+            keys.record_use(self._gateway.database, grant.key_id)
+            self._record_login(grant)
+        if grant.confirms:
+            keys.record_confirmed(self._gateway.database, grant.key_id)
+        name = grant.name or self._user
+        if name == LOBBY and self._own_job is None and grant.refusal is None:
             return None
         job_seq = self._own_job if grant.job_seq is None else grant.job_seq
         gateway = self._gateway
         self._visit = Visit(
-            gateway.database, gateway.live, grant.account_id, self._user, job_seq, entered=self._entered
+            gateway.database, gateway.live, grant.account_id, name, job_seq, self._entered, grant.refusal
         )
         self._waking = asyncio.create_task(self._wake(self._visit))
         return None

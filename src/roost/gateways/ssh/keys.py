@@ -2,12 +2,15 @@
 
 A job's key pair is made here for `POST access`; its private half is told once and kept nowhere. What is stored is the
 public half as it is on the wire, so that a login is one indexed look-up, whether the key is known or not.
+
+Public keys are public: anybody may register anybody's. So a key may be in several accounts, and leads into one only
+when who holds it has said so by a login as NAME+ACCOUNT, once, or where there is but one account at all.
 """
 
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Database
-from roost.db.schema import jobs, ssh_keys
+from roost.db.schema import accounts, jobs, ssh_keys
 from roost.errors import Conflict, Invalid, NotFound
 from roost.gateways.ssh.host_key import openssh, public_line
 from roost.jobs import microvms
@@ -29,6 +32,7 @@ KEYS_OF_JOB = 1000  # the least recently used go: older clients ask for one with
 KEYS_OF_ACCOUNT = 1000
 MAX_PUBLIC_KEY = 8192  # characters; RSA of 16384 bits takes 2,800
 MAX_NAME = 100  # characters
+MOST_NAMED = 5  # accounts
 RSA_BITS = 2048
 KINDS = (
     "ssh-ed25519",
@@ -59,6 +63,9 @@ class Grant:
     account_id: int
     job_seq: int | None
     login: str | None = None  # the user that it makes in the sandbox; None: root
+    name: str = field(default="", compare=False)  # of a sandbox, with an account's key
+    confirms: bool = field(default=False, compare=False)  # this login says that the key is for this account
+    refusal: str | None = None  # where it leads cannot be told: what to say
 
 
 def read_public(text: str, field: str = "public_key") -> bytes:
@@ -145,7 +152,7 @@ async def add(database: Database, account_id: int, name: str, public_key: str, u
     try:
         await database.write(row)
     except IntegrityError:
-        raise Conflict("this key is registered already; a key belongs to one account, once") from None
+        raise Conflict("this key is registered in this account already") from None
     return Key(id, name, _kind(blob), fingerprint(blob), now, None)
 
 
@@ -166,23 +173,61 @@ async def grant_of(database: Database, blob: bytes, user: str = "root", own_job:
     """What the key opens for who logs in as `user`, on a port that leads to `own_job` or to all.
 
     A job's key opens that job as root, or as a microVM's user; a microVM's own keys open it as its user alone; an
-    account's key is let in under any name.
+    account's key is let in under any name, of which `NAME+ACCOUNT` says whose sandbox is meant.
     """
     if user.partition("+")[0] == microvms.USER:
         rows = await database.read(microvms.opened_by(blob, user, own_job))
         if rows:
             return Grant("", rows[0].account_id, rows[0].seq, rows[0].login)
-    columns = ssh_keys.c.id, ssh_keys.c.account_id, ssh_keys.c.job_seq, jobs.c.login
-    joined = select(*columns).outerjoin(jobs, jobs.c.seq == ssh_keys.c.job_seq)
-    rows = await database.read(joined.where(ssh_keys.c.public_key == blob))
+    columns = ssh_keys.c.id, ssh_keys.c.account_id, ssh_keys.c.job_seq, ssh_keys.c.confirmed_ns, jobs.c.login
+    query = (
+        select(*columns, accounts.c.name.label("account"))
+        .join(accounts, accounts.c.id == ssh_keys.c.account_id)
+        .outerjoin(jobs, jobs.c.seq == ssh_keys.c.job_seq)
+        .where(ssh_keys.c.public_key == blob)
+    )
+    rows = await database.read(query.order_by(ssh_keys.c.created_ns))
+    for row in rows:
+        if row.job_seq is not None and user in ("root", row.login) and own_job in (None, row.job_seq):
+            return Grant(row.id, row.account_id, row.job_seq, None if user == "root" else row.login)
+    return await _of_account(database, [row for row in rows if row.job_seq is None], user, own_job)
+
+
+async def _of_account(database: Database, rows: list[Row[Any]], user: str, own_job: int | None) -> Grant | None:
+    """`rows`: the accounts that the key is registered in. None: there is none, or the port is another's."""
+    if own_job is not None:
+        owners = await database.read(select(jobs.c.account_id).where(jobs.c.seq == own_job))
+        rows = [row for row in rows if row.account_id in [owner.account_id for owner in owners]]
+        return Grant(rows[0].id, rows[0].account_id, None) if rows else None
     if not rows:
         return None
-    row = rows[0]
-    if row.job_seq is None:
-        return Grant(row.id, row.account_id, None)
-    if user not in ("root", row.login) or own_job not in (None, row.job_seq):
-        return None
-    return Grant(row.id, row.account_id, row.job_seq, None if user == "root" else row.login)
+    name, _, account = user.rpartition("+")
+    for row in rows:
+        if name and row.account == account:
+            return Grant(row.id, row.account_id, None, name=name, confirms=row.confirmed_ns is None)
+    meant = [row for row in rows if row.confirmed_ns is not None] or rows
+    if len(meant) == 1 and (meant[0].confirmed_ns is not None or await _is_only(database)):
+        return Grant(meant[0].id, meant[0].account_id, None, name=user)
+    return Grant(meant[0].id, meant[0].account_id, None, name=user, refusal=_which(user, meant))
+
+
+async def _is_only(database: Database) -> bool:
+    return len(await database.read(select(accounts.c.id).limit(2))) == 1
+
+
+def _which(user: str, rows: list[Row[Any]]) -> str:
+    named = " or ".join(f"`ssh {user}+{row.account}@HOST`" for row in rows[:MOST_NAMED])
+    if rows[0].confirmed_ns is not None:
+        return f"your key is in several accounts; say which: {named}"
+    return (
+        "anybody can add anybody's public key, and nobody has logged in with this one yet; "
+        f"if you mean this account, say so once: {named}, from then on without the account"
+    )
+
+
+def record_confirmed(database: Database, key_id: str) -> None:
+    """Its holder has logged in as NAME+ACCOUNT; if this is lost, it has to be said again."""
+    database.write_soon(update(ssh_keys).where(ssh_keys.c.id == key_id).values(confirmed_ns=now_ns()))
 
 
 def record_use(database: Database, key_id: str) -> None:

@@ -36,10 +36,12 @@ class Visit:
         name: str,
         job_seq: int | None,
         entered: "Callable[[Run], None]" = lambda run: None,
+        refusal: str | None = None,
     ) -> None:
         self.account_id = account_id
         self.name = name  # as the user gave it; counts where the key or the port does not say which job
         self._job_seq = job_seq
+        self._refusal = refusal
         self._database = database
         self._live = live
         self._entered = entered
@@ -63,6 +65,8 @@ class Visit:
 
     async def _job(self) -> Job:
         """What the login leads to, as it is recorded now: each cold wake changes it."""
+        if self._refusal is not None:
+            raise NotFound(self._refusal)
         if self._job_seq is not None:
             return await jobs.find_by_seq(self._database, self.account_id, self._job_seq)
         if self.name == "root":
