@@ -27,7 +27,7 @@ START_SECONDS = 240  # a first start migrates the database, fills the pool and m
 # What nothing of Roost does; sandboxes have user namespaces of their own, whose capabilities these are not
 DROPPED = (
     *("CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_BLOCK_SUSPEND", "CAP_LEASE", "CAP_SYSLOG", "CAP_SYS_BOOT"),
-    *("CAP_SYS_RAWIO", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM"),
+    *("CAP_SYS_RAWIO", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM"),
 )
 
 

@@ -314,3 +314,26 @@ def test_a_burst_larger_than_the_pool_completes(api: Api) -> None:
     ended = [api.wait(job) for job in jobs]
     assert [job.stdout for job in ended] == [f"{i}\n".encode() for i in range(30)]
     assert {job.status for job in ended} == {"completed"}
+
+
+# ---- what programs are told of their machine ----
+SEEN = """
+nproc; python3 -c 'import os; print(os.cpu_count(), len(os.sched_getaffinity(0)))'; grep -c ^processor /proc/cpuinfo
+awk '/MemTotal/{print $2}' /proc/meminfo; free -m | awk '/Mem:/{print $2} /Swap:/{print $2}'
+df --output=size -k /dev/shm | tail -1; awk '{print ($1 < 60)}' /proc/uptime; grep -c '^cpu[0-9]' /proc/stat
+"""
+
+
+@pytest.mark.parametrize(("vcpus", "seen"), [(0.5, 1), (1, 1), (1.5, 2)])
+def test_programs_see_their_sandboxs_processors_memory_and_uptime(api: Api, vcpus: float, seen: int) -> None:
+    lines = api.run(SEEN, vcpus=vcpus, memory_mb=512).lines
+    assert [line.strip() for line in lines] == [
+        *(str(seen), f"{seen} {seen}", str(seen), str(512 * 1024), "512", "0", str(256 * 1024), "1", str(seen)),
+    ]
+
+
+def test_shared_memory_counts_against_the_sandboxs(api: Api) -> None:
+    fits = api.run("head -c 200M /dev/zero > /dev/shm/x && wc -c < /dev/shm/x", memory_mb=512)
+    assert fits.text == "209715200\n"
+    ended = api.run("head -c 300M /dev/zero > /dev/shm/x", memory_mb=512)
+    assert b"No space left" in ended.stderr

@@ -21,12 +21,13 @@ from roost.node import member as members
 from roost.node.disk import unmount
 from roost.node.guest import build
 from roost.node.guest.channel import Guest, GuestProcess
-from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
+from roost.node.guest.frames import STDERR, STDOUT, Command, Exited, Sight
 from roost.node.member import IDLE, MEMBERS, Ground, Member
 from roost.settings import NodeSettings
 
 NUMBERS = range(8, 12)
 PATH = {"PATH": "/bin"}
+SIGHT = Sight(256 * 2**20, 1)  # what programs are told of their machine
 LIMIT = 20.0  # seconds that anything may take here
 
 
@@ -122,7 +123,7 @@ class World:
     async def attach(self, member: Member, image: Path | None = None) -> None:
         async with asyncio.timeout(LIMIT):
             await member.mount([image or self.image], IDLE)
-            await member.guest.attach("nest")
+            await member.guest.attach("nest", SIGHT)
         member.forget_mounts()
 
     def leftovers(self) -> set[str]:

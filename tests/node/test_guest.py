@@ -14,13 +14,15 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 
+from roost.node.cgroup import MIB
 from roost.node.guest import frames
 from roost.node.guest.channel import Guest, GuestLost, GuestRefused
-from roost.node.guest.frames import STDERR, STDOUT, Command
+from roost.node.guest.frames import STDERR, STDOUT, Command, Sight
 from roost.node.member import IDLE, Member
+from roost.node.protocol import Limits
 from roost.node.runtimes.oci import GUEST_CAPABILITIES
 
-from .guest_world import LIMIT, PATH, Inside, Output, World, ended, host_pid
+from .guest_world import LIMIT, PATH, SIGHT, Inside, Output, World, ended, host_pid
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -46,7 +48,7 @@ async def idle_member(world: World) -> AsyncIterator[Member]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def attached(world: World, idle_member: Member) -> Inside:
     await idle_member.mount([world.image], IDLE)
-    await idle_member.guest.attach("nest")
+    await idle_member.guest.attach("nest", SIGHT)
     idle_member.forget_mounts()
     return Inside(idle_member.guest, idle_member)
 
@@ -474,7 +476,7 @@ async def test_what_is_asked_at_once_is_obeyed_in_order(world: World, idle_membe
     await idle_member.mount([world.image], IDLE)
     guest, script, output = idle_member.guest, b"#!/bin/sh\nexit 5\n" + b"#" * 600_000, Output()
     *_, process = await asyncio.gather(
-        guest.attach("nest"),
+        guest.attach("nest", SIGHT),
         guest.write_file("/run/roost/script", 0o700, script),
         guest.start(1, Command(["/run/roost/script"], PATH, "/"), output.take),
     )
@@ -484,7 +486,9 @@ async def test_what_is_asked_at_once_is_obeyed_in_order(world: World, idle_membe
 async def test_what_is_asked_behind_a_refused_root_is_refused_too(world: World, idle_member: Member) -> None:
     guest = idle_member.guest
     answers = await asyncio.gather(
-        guest.attach("nest"),  # nothing is mounted that could be its root: /slot/root is a part of the node's slot
+        guest.attach(
+            "nest", SIGHT
+        ),  # nothing is mounted that could be its root: /slot/root is a part of the node's slot
         guest.write_file("/run/roost/script", 0o700, b"#!/bin/sh\n"),
         guest.start(1, Command(["/run/roost/script"], PATH, "/"), Output().take),
         return_exceptions=True,
@@ -513,7 +517,7 @@ async def test_an_image_whose_proc_is_a_link_is_refused(world: World, idle_membe
     try:
         with pytest.raises(GuestRefused, match="proc"):
             await idle_member.mount([image], IDLE)
-            await idle_member.guest.attach("nest")
+            await idle_member.guest.attach("nest", SIGHT)
     finally:
         (image / "proc").unlink()
         image.rmdir()
@@ -521,7 +525,7 @@ async def test_an_image_whose_proc_is_a_link_is_refused(world: World, idle_membe
 
 async def test_a_guest_attaches_once(attached: Inside) -> None:
     with pytest.raises(GuestRefused, match="attach"):
-        await attached.guest.attach("again")
+        await attached.guest.attach("again", SIGHT)
 
 
 async def test_its_capabilities_are_those_of_dockers_root(attached: Inside) -> None:
@@ -579,3 +583,61 @@ async def test_its_files_belong_to_the_guests_own_ids(attached: Inside) -> None:
     assert await attached.shell("touch /tmp/mine; stat -c '%u %g' /tmp/mine /bin/busybox") == "0 0\n0 0\n"
     host = host_pid(1, attached.member.pid)
     assert os.stat(f"/proc/{host}").st_uid in (0, attached.member.site.first_id)
+
+
+# ---- what programs are told of their machine
+
+
+async def sees(world: World, member: Member, limits: Limits, sight: Sight) -> Inside:
+    await member.mount([world.image], limits)
+    await member.guest.attach("nest", sight)
+    member.forget_mounts()
+    return Inside(member.guest, member)
+
+
+async def test_programs_see_the_memory_and_processors_of_their_sandbox(world: World, idle_member: Member) -> None:
+    inside = await sees(world, idle_member, structs.replace(IDLE, memory_mb=300), Sight(300 * MIB, 3, (0,)))
+    told = await inside.shell("nproc; grep -c ^processor /proc/cpuinfo; grep -c ^cpu[0-9] /proc/stat")
+    assert told.split() == ["1", "3", "3"]
+    memory = await inside.shell("cat /proc/meminfo")
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in memory.splitlines()}
+    assert kib["MemTotal"] == 300 * 1024 and 200 * 1024 < kib["MemFree"] <= kib["MemAvailable"] <= 300 * 1024
+    assert kib["SwapTotal"] == kib["SwapFree"] == 0
+    assert await inside.shell("cat /sys/devices/system/cpu/online /sys/devices/system/cpu/possible") == "0-2\n0-2\n"
+    assert re.search(r"dev/shm.*size=153600k", await inside.shell("grep shm /proc/mounts"))
+    assert (await inside.shell("cat /proc/swaps")).count("\n") == 1
+
+
+async def test_what_programs_see_follows_what_the_sandbox_does(world: World, idle_member: Member) -> None:
+    inside = await sees(world, idle_member, IDLE, Sight(1024 * MIB, 2))
+
+    async def number(command: str) -> float:
+        return float(await inside.shell(command))
+
+    shared = "grep ^Shmem: /proc/meminfo | tr -dc 0-9"
+    assert await number(shared) < 1000
+    await inside.shell("head -c 50000000 /dev/zero > /dev/shm/big")
+    busy = [await inside.start("sh", "-c", "while :; do :; done") for _ in range(2)]
+    async with asyncio.timeout(LIMIT):
+        while await number(shared) < 48_000:
+            await asyncio.sleep(0.1)
+        while await number("awk '/^cpu /{print $2 + $4}' /proc/stat") < 20:
+            await asyncio.sleep(0.1)
+        while await number("cut -d' ' -f1 /proc/loadavg") < 0.05:
+            await asyncio.sleep(0.1)
+    for process, _ in busy:
+        process.signal(signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/time").exists(), reason="a kernel without time namespaces")
+async def test_uptime_begins_with_the_sandbox_for_all_that_is_reckoned_from_it(attached: Inside) -> None:
+    assert float((await attached.shell("cut -d' ' -f1 /proc/uptime")).strip()) < 30
+    begun, boot = (await attached.shell("cut -d' ' -f22 /proc/self/stat; awk '/btime/{print $2}' /proc/stat")).split()
+    assert 0 <= int(begun) < 3000 and abs(int(boot) - time.time()) < 30
+
+
+async def test_nobody_inside_changes_what_programs_are_told(attached: Inside) -> None:
+    for file in ("meminfo", "cpuinfo", "stat", "loadavg", "swaps"):
+        exited, _ = await attached.run("sh", "-c", f"echo lie > /proc/{file}")
+        assert exited.exit_code != 0
+    assert await attached.shell("ls -a /dev | grep sight; grep -c MemTotal /proc/meminfo") == "1\n"

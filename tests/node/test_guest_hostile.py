@@ -13,7 +13,7 @@ import pytest
 
 from roost.node.guest import frames
 from roost.node.guest.channel import SLICE, SLICE_BYTES, Guest, GuestLost, GuestProcess, GuestRefused
-from roost.node.guest.frames import STDOUT, Command, Exited, FromGuest, Output, StdinTaken, ToGuest
+from roost.node.guest.frames import STDOUT, Command, Exited, FromGuest, Output, Sight, StdinTaken, ToGuest
 
 from .fake_guest import HELLO, LIMIT, FakeGuest, raw
 
@@ -144,7 +144,7 @@ async def test_a_guest_that_does_not_greet_is_lost_and_left(fake: FakeGuest) -> 
 
 async def test_a_refusal_is_told_in_its_own_words(fake: FakeGuest) -> None:
     guest = await fake.guest()
-    asking = asyncio.ensure_future(guest.attach("x"))
+    asking = asyncio.ensure_future(guest.attach("x", Sight(2**30, 1)))
     fake.say(frames.Failed((await fake.asked()).id, 13, "pivot_root: no"))
     with pytest.raises(GuestRefused, match="pivot_root: no"):
         await asking

@@ -14,7 +14,7 @@ from roost.node import member as members
 from roost.node.layers import DEEPEST
 from roost.node.member import IDLE, Member
 
-from .guest_world import LIMIT, Inside, World
+from .guest_world import LIMIT, SIGHT, Inside, World
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -91,7 +91,7 @@ async def test_overlayfs_is_given_no_layer_from_outside_the_mount_namespace(
 async def test_a_root_of_many_layers_is_whole_and_their_mounts_are_gone(member: Member, world: World) -> None:
     before = mounts(world)
     await member.mount(layers(world, DEEPEST), IDLE)
-    await member.guest.attach("nest")
+    await member.guest.attach("nest", SIGHT)
     member.forget_mounts()
     assert [line for line in mounts(world) if line not in before] == []
     inside = Inside(member.guest, member)
@@ -107,7 +107,7 @@ async def test_on_a_machine_whose_mounts_are_shared_nothing_else_sees_the_member
     seen = {line.split()[1] for line in mounts(shared_world)} - before
     assert all(Path(point).is_relative_to(member.site.directory) for point in seen), seen
     async with asyncio.timeout(LIMIT):
-        await member.guest.attach("nest")
+        await member.guest.attach("nest", SIGHT)
     member.forget_mounts()
     assert (await Inside(member.guest, member).shell("cat of-1")) == "1"
     await member.destroy()

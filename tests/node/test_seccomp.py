@@ -97,14 +97,15 @@ def test_nothing_is_allowed_that_docker_refuses_except_what_guest_init_needs() -
         if rule["action"] == "SCMP_ACT_ALLOW"
     }
     beyond = allowed - DOCKER_ALLOWS - DOCKER_ALLOWS_WITH_ARGUMENTS
-    assert beyond == {"mount", "umount2", "pivot_root", "open_tree", "move_mount", "sethostname"}
-    assert not NEVER & allowed
+    assert beyond == {"mount", "umount2", "pivot_root", "open_tree", "move_mount", "sethostname", "unshare"}
+    assert NEVER & allowed == {"unshare"}  # of nothing but time, see the next test
 
 
 def test_what_docker_limits_by_arguments_is_limited_here() -> None:
     rules = seccomp.profile("x86_64")["syscalls"]
     limited = {name: rule for rule in rules for name in rule["names"] if "args" in rule}
-    assert set(limited) == {"clone", "socket", "socketpair", "personality"}
+    assert set(limited) == {"clone", "socket", "socketpair", "personality", "unshare"}
+    assert limited["unshare"]["args"] == [{"index": 0, "value": 0x80, "valueTwo": 0, "op": "SCMP_CMP_EQ"}]  # NEWTIME
     assert not set(limited) & set(seccomp.ALLOWED)
     assert limited["clone"]["args"] == [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]
     personalities = [rule["args"][0]["value"] for rule in rules if rule["names"] == ["personality"]]
@@ -112,7 +113,7 @@ def test_what_docker_limits_by_arguments_is_limited_here() -> None:
 
 
 def test_guest_init_takes_back_everything_that_only_it_was_given() -> None:
-    assert set(seccomp.INIT_ONLY) < set(seccomp.CHILD_DENYLIST)
+    assert {*seccomp.INIT_ONLY, "unshare"} < set(seccomp.CHILD_DENYLIST)
 
 
 def test_only_the_machines_own_mode_is_known() -> None:

@@ -242,6 +242,10 @@ class Cgroup:
     def _groups(self) -> list[Path]:
         return [root / self.path.lstrip("/") for root in self.hierarchies.roots()]
 
+    def directory(self, controller: str) -> Path:
+        """Where the group's files of a controller are."""
+        return self.hierarchies.mounts[controller if self._v1 else UNIFIED] / self.path.lstrip("/")
+
     def _file(self, file: str) -> Path:
         controller, _, name = file.rpartition("/")
         return self.hierarchies.mounts[controller] / self.path.lstrip("/") / name

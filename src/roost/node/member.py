@@ -18,10 +18,12 @@ from pathlib import Path
 
 from roost import linux
 from roost.errors import Conflict
-from roost.node.cgroup import Cgroup, Hierarchies
+from roost.node.cgroup import MIB, Cgroup, Hierarchies
+from roost.node.cores import Cores, Share
 from roost.node.devices import lay_devices
 from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
+from roost.node.guest.frames import Sight
 from roost.node.metering import Counters, read
 from roost.node.network import HOST_MAC, Link, Network, host_end
 from roost.node.protocol import PIDS, Limits
@@ -46,6 +48,7 @@ class Ground:
     parent: str  # of the members' control groups
     network: Network
     disks: Disks
+    cores: Cores = field(default_factory=Cores)
 
     def site(self, number: int) -> "Site":
         return Site(self.instance, number, self.runtime_dir / "members" / str(number))
@@ -121,6 +124,9 @@ class Member:
     cgroup: Cgroup
     namespace: int | None  # its network's; opened while guest init was known to live, since pids are used again
     used: Counters = field(default_factory=Counters)  # when it was made
+    sight: Sight = field(default_factory=lambda: Sight(IDLE.memory_mb * MIB, 1))  # what its programs are told
+    share: Share | None = None  # of the processors, since it was claimed
+    _rests: bool = False
 
     @property
     def number(self) -> int:
@@ -138,7 +144,14 @@ class Member:
             raise Conflict("the sandbox is being ended")
         return fcntl.fcntl(self.namespace, fcntl.F_DUPFD_CLOEXEC, 0)
 
+    def rest(self, rests: bool) -> None:
+        """It stands still, and so needs no processor; or it goes on."""
+        if self.share and rests != self._rests:
+            (self.ground.cores.give if rests else self.ground.cores.count)(self.share)
+        self._rests = rests
+
     def _leave(self) -> None:
+        self.rest(True)
         self.guest.close()
         if self.namespace is not None:
             os.close(self.namespace)
@@ -149,6 +162,9 @@ class Member:
 
         held: bytes that `lowers` have above the image; they count against the disk.
         """
+        if self.share is None:
+            self.share = self.ground.cores.take(limits.vcpus)
+        self.sight = Sight(limits.memory_mb * MIB, self.share.cpus, self.share.on)
         if (limits.vcpus, limits.memory_mb, limits.pids) != (IDLE.vcpus, IDLE.memory_mb, IDLE.pids):
             self.cgroup.apply(limits)
         if limits.disk_gb != self.disk.gib:
@@ -210,11 +226,25 @@ async def make(ground: Ground, number: int, step: Callable[[str], None] = lambda
     member = Member(ground, site, pid, guest, disk, cgroup, namespace)
     try:
         await guest.configure_network(network_plan(link))
+        await _prepare(member)
         member.used, _ = read(cgroup, site.interface)
     except BaseException:
         member.let_go()
         raise
     return member
+
+
+async def _prepare(member: Member) -> None:
+    """Lets guest init open its control group's counters, which are mounted below its slot for that moment."""
+    places = [(member.site.slot / "memory", "memory"), (member.site.slot / "cpu", "cpuacct")]
+    try:
+        for place, controller in places:
+            place.mkdir()
+            linux.mount(member.cgroup.directory(controller), place, flags=linux.MS_BIND)
+        await member.guest.prepare()
+    finally:
+        for place, _ in places:
+            unmount(place)
 
 
 async def _enter(site: Site, pid: int) -> tuple[Guest, int]:
@@ -245,6 +275,8 @@ async def adopt(ground: Ground, number: int, disk_gb: int) -> Member:
     member = Member(ground, site, pid, guest, disk, cgroup, namespace)
     try:
         await guest.ping()
+        with contextlib.suppress(ProcessLookupError):
+            member.share = ground.cores.known(os.sched_getaffinity(pid))
     except BaseException:
         member.let_go()
         raise

@@ -192,7 +192,7 @@ class Sandbox:
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
         tools = await asyncio.to_thread(microvm) if request.tools else []
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
-            guest.attach(hostname),
+            guest.attach(hostname, member.sight),
             guest.write_file(SCRIPT, 0o700, request.script),
             guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
             guest.write_file("/etc/hosts", 0o644, hosts_file(hostname)),
@@ -443,6 +443,8 @@ class Sandbox:
         elif self._meter:
             self._meter.tick(True)  # somebody waits for it to wake
         state = msgspec.structs.replace(self.state, frozen=frozen)
+        if self.member:
+            self.member.rest(frozen)
         try:
             self._save(state)
         except OSError as error:

@@ -16,7 +16,7 @@ from roost.errors import SetupMissing
 HERE = Path(__file__).parent
 Program: TypeAlias = Literal["init", "microvm"]
 SOURCES: dict[Program, list[str]] = {
-    "init": ["init.c", "filter.c", "network.c", "run.c", "session.c"],
+    "init": ["init.c", "filter.c", "network.c", "run.c", "session.c", "sight.c"],
     "microvm": ["microvm.c"],
 }
 

@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 
 from roost.errors import reason
 from roost.node.guest import frames
-from roost.node.guest.frames import Command, GuestMisbehaved
+from roost.node.guest.frames import Command, GuestMisbehaved, Sight
 
 T = TypeVar("T")
 
@@ -217,9 +217,12 @@ class Guest(asyncio.Protocol):
     async def configure_network(self, plan: list[str]) -> None:
         await self._request(lambda id: [frames.network(id, plan)])
 
-    async def attach(self, hostname: str) -> None:
+    async def prepare(self) -> None:
+        await self._request(lambda id: [frames.prepare(id)])
+
+    async def attach(self, hostname: str, sight: Sight) -> None:
         try:
-            await self._request(lambda id: [frames.attach(id, hostname)])
+            await self._request(lambda id: [frames.attach(id, hostname, sight)])
         except GuestRefused as refusal:
             cure = "if other images fail as well, `sudo roost doctor` does the same and names the cure"
             raise GuestRefused(f"its root file system cannot be entered: {refusal}; {cure}") from None

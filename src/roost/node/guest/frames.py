@@ -37,6 +37,7 @@ class ToGuest(IntEnum):
     RESIZE = 9
     RELEASE = 10
     PING = 11
+    PREPARE = 12
 
 
 class FromGuest(IntEnum):
@@ -243,8 +244,23 @@ def network(id: int, plan: Sequence[str]) -> bytes:
     return _frame(ToGuest.NETWORK, id, _words(plan))
 
 
-def attach(id: int, hostname: str) -> bytes:
-    return _frame(ToGuest.ATTACH, id, _words([hostname]))
+def prepare(id: int) -> bytes:
+    """Before `attach`, while the sandbox's control group is mounted at /slot/memory and /slot/cpu."""
+    return _frame(ToGuest.PREPARE, id)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the sandbox's programs are told of their machine. `on`: the processors that they run on; none: any."""
+
+    memory_bytes: int
+    cpus: int
+    on: Sequence[int] = ()
+
+
+def attach(id: int, hostname: str, sight: Sight) -> bytes:
+    on = ",".join(map(str, sight.on))
+    return _frame(ToGuest.ATTACH, id, _words([hostname, str(sight.memory_bytes), str(sight.cpus), on]))
 
 
 def write_file(id: int, path: str, mode: int, data: bytes) -> Iterator[bytes]:

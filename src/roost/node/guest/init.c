@@ -35,6 +35,7 @@
 #include "network.h"
 #include "run.h"
 #include "session.h"
+#include "sight.h"
 
 enum { PROTOCOL = 1, LISTEN_FD = 3 };
 enum { HEADER = 12, MAX_IN = 256 << 10, CHUNK = 32 << 10, MAX_CONTROL = 64 << 10, TRANSMIT = 128 << 10 };
@@ -43,7 +44,7 @@ enum { STDIN_WINDOW = 64 << 10 };  /* bytes of standard input the node may have 
 enum { TERMINAL_HOLDS = 64 << 10 }; /* more than what a terminal's buffers can hold */
 enum { MAX_PROCESSES = 256, MAX_WORDS = 8192 };
 
-enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNAL, RESIZE, RELEASE, PING };
+enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNAL, RESIZE, RELEASE, PING, PREPARE };
 enum to_node { IS_HELLO = 64, IS_PROCESS, DONE, FAILED, STARTED, OUTPUT, EXITED, STDIN_TAKEN, PONG, STDIN_STATE };
 enum { EXEC_PTY = 1, EXEC_STDIN = 2, EXEC_END_SESSION = 4, EXEC_AS_FIRST = 8 };
 enum { STDOUT = 1, STDERR = 2 };
@@ -233,7 +234,9 @@ static int drop_capabilities(void) {
     return 0;
 }
 
-static int attach(const char *hostname) {
+/* hostname, bytes of memory, processors to show, and those to run on (see sight.h) */
+static int attach(char **word) {
+    const char *hostname = word[0];
     static const char *const moved[] = {"proc", "dev", "sys"};
     char from[16], to[32];
     if (attached) { errno = EBUSY; return fail("attach"); }
@@ -255,6 +258,7 @@ static int attach(const char *hostname) {
     if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,mode=0700")) return fail("/run/roost");
     if (mkdir("/run/roost/tools", 0700)) return fail("/run/roost/tools"); /* what the node brings along (tools.py) */
     if (*hostname && sethostname(hostname, strlen(hostname))) return fail("sethostname");
+    if (begin_sight(strtoull(word[1], NULL, 10), atoi(word[2]), word[3])) return fail("what the sandbox sees of itself");
     if (drop_capabilities() || enter_filter()) return -1;
     attached = 1;
     return 0;
@@ -631,9 +635,10 @@ static int obey(int type, int detail, uint32_t id, uint8_t *payload, size_t leng
         return 0;
     }
     case ATTACH:
-        if (split_words(payload, length, word, 1) != 1) return -1;
-        answer(id, attach(word[0]));
+        if (split_words(payload, length, word, 4) != 4 || atoi(word[2]) < 1) return -1;
+        answer(id, attach(word));
         return 0;
+    case PREPARE: answer(id, attached ? (errno = EBUSY, fail("prepare")) : prepare_sight() ? fail("prepare") : 0); return 0;
     case WRITE_FILE: {
         uint8_t *end = length > 4 ? memchr(payload + 4, 0, length - 4) : NULL;
         if (!end) return -1;
@@ -688,6 +693,9 @@ static void block_signals(void) {
     signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* Of two times in milliseconds, where -1 is never. */
+static int sooner(int a, int b) { return a < 0 || (b >= 0 && b < a) ? b : a; }
+
 int main(void) {
     static int listening;
     struct epoll_event ready[64];
@@ -702,8 +710,9 @@ int main(void) {
     watch(LISTEN_FD, EPOLL_CTL_ADD, EPOLLIN, &listening);
     watch(signals, EPOLL_CTL_ADD, EPOLLIN, &signals);
     for (;;) {
-        int n = epoll_wait(events, ready, 64, next_look());
+        int n = epoll_wait(events, ready, 64, sooner(next_look(), next_sight()));
         if (!next_look()) look_at_sessions();
+        if (!next_sight()) refresh_sight();
         for (int i = 0; i < n; i++) {
             void *what = ready[i].data.ptr;
             if (what == &listening) accept_connection();

@@ -37,7 +37,7 @@ LOG_TAIL = 4096  # bytes of the program's log that are read back
 
 # What guest init needs before it drops everything that a user's root may not have (Docker's default set, less
 # CAP_NET_RAW: there are no raw sockets).
-_INIT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN")
+_INIT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_TIME")
 GUEST_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",

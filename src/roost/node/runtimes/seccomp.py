@@ -40,6 +40,7 @@ CHILD_DENYLIST: tuple[str, ...] = (
 
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; clone knows no NEWTIME, its bit is part of the signal there
 NAMESPACE_FLAGS = 0x7E020000
+CLONE_NEWTIME = 0x80
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE_MASK = 1, 2, 0xF  # the other bits are SOCK_CLOEXEC and SOCK_NONBLOCK
@@ -131,6 +132,7 @@ def profile(architecture: Architecture) -> dict[str, Any]:
         "syscalls": [
             {"names": [*ALLOWED, *INIT_ONLY], "action": "SCMP_ACT_ALLOW"},
             _rule("clone", ALLOW, {0: (NAMESPACE_FLAGS, 0)}),
+            _rule("unshare", ALLOW, {0: ("EQ", CLONE_NEWTIME)}),  # guest init's, for the sandbox's uptime
             {"names": ["clone3", *ASYNCHRONOUS_IO], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
             *_sockets(),
             _rule("socketpair", ALLOW, {0: ("EQ", AF_UNIX)}),
