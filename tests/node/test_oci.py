@@ -168,8 +168,8 @@ async def test_it_gains_no_privileges_and_is_killed_before_the_machines_own_proc
     status = dict(line.split(":", 1) for line in running.ask("read /proc/self/status").splitlines())
     assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
     assert status["CapInh"].strip() == status["CapAmb"].strip() == "0" * 16
-    # NET_ADMIN and SYS_ADMIN for init, and Docker's fourteen without NET_RAW
-    assert int(status["CapBnd"], 16) == 0xA80425FB & ~(1 << 13) | 1 << 12 | 1 << 21
+    # NET_ADMIN, SYS_ADMIN and SYS_TIME for init, and Docker's fourteen without NET_RAW
+    assert int(status["CapBnd"], 16) == 0xA80425FB & ~(1 << 13) | 1 << 12 | 1 << 21 | 1 << 25
     assert running.ask("read /proc/self/oom_score_adj") == "500\n"
 
 
