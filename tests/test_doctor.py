@@ -106,6 +106,20 @@ def test_what_a_start_needs_is_here_and_its_lack_is_refused_with_every_cure(monk
     assert re.search(r"nftables: .*nft.*\n    -> apt-get install nftables", told)
 
 
+@needs_root
+@pytest.mark.skipif(Path("/run/systemd/resolve/resolv.conf").exists(), reason="its servers would be taken")
+def test_up_refuses_a_machine_whose_name_servers_no_sandbox_could_reach(tmp_path: Path) -> None:
+    """It said "ok" to these, and the node could not start."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    up = [sys.executable, "-m", "roost.cli", "up", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
+    script = f'mount --bind {tmp_path}/resolv.conf /etc/resolv.conf && exec "$@"'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *up], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "sandboxes cannot run on this machine:\n  name servers: /etc/resolv.conf names no name server" in done.stderr
+    assert "starting Roost" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
 # ---- a sandbox
 
 

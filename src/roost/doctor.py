@@ -27,6 +27,7 @@ from roost.node import kernel_limits as limits
 from roost.node.cgroup import UNIFIED, Hierarchies, Version
 from roost.node.disk import OVERLAY
 from roost.node.firewall import Guest, Policy, mark, ruleset
+from roost.node.outside import read_resolvers, require_ipv6
 from roost.node.runtimes.oci import choose
 
 OLDEST_THAT_CAN, OLDEST_TESTED = (5, 19), (6, 1)  # kernels
@@ -36,7 +37,7 @@ SANDBOX_SECONDS = 600  # an emulated machine takes a minute
 RUNTIMES = ("crun", "runc", "runsc", "kata-runtime", "youki")
 LOOP_CTL_GET_FREE = 0x4C82
 KVM_GET_API_VERSION = 0xAE00
-TRIAL_SECONDS = 10
+TRIAL_SECONDS = 60  # tens of milliseconds are usual
 
 Verdict = Literal["ok", "missing", "absent", "unknown"]
 
@@ -58,7 +59,6 @@ def examine(images: Path, state: Path, runtime: str | None = None) -> list[Findi
         *_runtimes(),
         _tried("veth", _veth, "modprobe veth"),
         _forwarding(),
-        _resolver(),
         _kvm(),
         _image(images),
         _user("roost"),
@@ -78,6 +78,7 @@ def quick(images: Path, runtime: str | None = None) -> list[Finding]:
         _tried("overlay, idmapped", lambda: _idmapped_overlay(images), OVERLAY_CURE),
         _tried("loop devices", _loop, "modprobe loop"),
         _tried("nftables", _nftables, "apt-get install nftables; modprobe -a nf_tables nf_conntrack nf_nat"),
+        _outside(),
     ]
 
 
@@ -175,16 +176,12 @@ def _forwarding() -> Finding:
     return Finding("forwarding", "ok", words + note)
 
 
-def _resolver() -> Finding:
+def _outside() -> Finding:
     try:
-        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    words = [line.split() for line in lines]
-    servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
-    if not servers:
-        return Finding("resolver", "absent", "/etc/resolv.conf names none", "name a resolver there")
-    return Finding("resolver", "ok", ", ".join(servers))
+        require_ipv6()
+        return Finding("name servers", "ok", ", ".join(read_resolvers()))
+    except SetupMissing as error:
+        return Finding("name servers", "missing", str(error))
 
 
 def _image(images: Path) -> Finding:
@@ -224,7 +221,9 @@ def _existing(path: Path) -> Path:
 def _sandbox(images: Path, state: Path, runtime: str | None) -> list[Finding]:
     """What `node/trial.py` finds, in a program of its own: it cleans up after itself when this one is ended."""
     if os.geteuid() != 0:
-        return [Finding("sandbox", "unknown", "only root can make one", "sudo roost doctor")]
+        return [
+            Finding("sandbox", "unknown", "only root can make one, and try what is unknown above", "sudo roost doctor")
+        ]
     module = [sys.executable, "-P", "-m", "roost.node.trial"]
     command = [*module, str(os.getpid()), str(_existing(state)), str(images), runtime or ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trial:
@@ -247,7 +246,7 @@ def _sandbox(images: Path, state: Path, runtime: str | None) -> list[Finding]:
 def _tried(name: str, trial: Callable[[], str], cure: str) -> Finding:
     """A trial returns what it found, or raises OSError."""
     if os.geteuid() != 0:
-        return Finding(name, "unknown", "only root can try it", "sudo roost doctor")
+        return Finding(name, "unknown", "only root can try it")
     try:
         return Finding(name, "ok", trial())
     except OSError as error:

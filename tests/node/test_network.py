@@ -26,8 +26,8 @@ from roost.node.network import (
     index_of,
     load_prefix6,
     parse_prefix6,
-    read_resolvers,
 )
+from roost.node.outside import read_resolvers
 
 from .network_world import Namespace, from_host
 

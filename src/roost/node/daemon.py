@@ -36,7 +36,8 @@ from roost.node.guest import build
 from roost.node.images import ImageStore
 from roost.node.layers import Layers
 from roost.node.member import Ground
-from roost.node.network import Network, load_prefix6, parse_prefix6, read_resolvers
+from roost.node.network import Network, load_prefix6, parse_prefix6
+from roost.node.outside import read_resolvers
 from roost.node.places import NodePlaces
 from roost.node.pool import Pool
 from roost.node.process_calls import ProcessCalls

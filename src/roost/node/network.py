@@ -28,6 +28,7 @@ from roost.errors import Invalid, SetupMissing, about
 from roost.node import firewall, networkd
 from roost.node.firewall import INSTANCES, MEMBERS, Guest, Policy
 from roost.node.forwarding import Forwarding
+from roost.node.outside import require_ipv6
 
 T = TypeVar("T")
 
@@ -133,8 +134,7 @@ class Network:
 
     async def open(self) -> None:
         """Load the rules, then let packets through. Raises SetupMissing."""
-        if not Path("/proc/sys/net/ipv6").is_dir():
-            raise SetupMissing("IPv6 is switched off in the kernel; boot without ipv6.disable=1")
+        require_ipv6()
         await asyncio.to_thread(firewall.check_conntrack)
         await asyncio.to_thread(networkd.leave_our_links_alone)
         self._mtu = default_mtu()
@@ -356,33 +356,6 @@ def _default_devices6(table: Path) -> list[tuple[int, str]]:
     """Metric and device of each: destination, its length, source, its length, next hop, metric, ..., device."""
     rows = [line.split() for line in table.read_text().splitlines()]
     return [(int(row[5], 16), row[9]) for row in rows if int(row[1], 16) == int(row[0], 16) == 0 and row[9] != "lo"]
-
-
-def read_resolvers(etc: Path = Path("/etc"), run: Path = Path("/run")) -> list[str]:
-    """Addresses of the name servers that a guest can reach, three at most as in every libc.
-
-    A local stub that listens on loopback only (systemd-resolved) is passed over for the servers behind it. Raises
-    SetupMissing if none is left.
-    """
-    for path in (etc / "resolv.conf", run / "systemd/resolve/resolv.conf"):
-        with suppress(FileNotFoundError):
-            if servers := list(_nameservers(path.read_text(errors="replace"))):
-                return servers[:3]
-    raise SetupMissing(
-        f"{etc}/resolv.conf names no name server that a sandbox can reach (loopback and link-local ones it cannot); "
-        "add a line such as `nameserver 9.9.9.9`"
-    )
-
-
-def _nameservers(text: str) -> Iterable[str]:
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) < 2 or words[0] != "nameserver":
-            continue
-        with suppress(ValueError):
-            address = ip_address(words[1])
-            if not (address.is_loopback or address.is_link_local or address.is_unspecified):
-                yield str(address)
 
 
 def load_prefix6(path: Path) -> IPv6Network:

@@ -328,7 +328,7 @@ class OciRuntime:
         if container_id not in self.list():
             return
         group = await self._kill(self._records / container_id)
-        if (self._root / "containers" / container_id).exists():  # else the program has never come to make it
+        if any((self._root / "containers").glob(f"{container_id}*")):  # else the program has never come to make it
             await self._call(delete_args(self._program, self._root, container_id), container_id, DESTROY_TIMEOUT)
         if group is not None:  # a program that was killed half-way leaves groups that it does not find again
             await group.remove()
