@@ -2,6 +2,7 @@
 # make setup    the installing part of it; leaves the program at .venv/bin/roost
 # make test     checks and the whole suite        make test-fast   what needs no running Roost
 # make check    formatting, lint, types           make bench       measurements
+# make wheel    a package for pipx, in dist/
 # make test-machines   the same from nothing, on emulated Debian machines; MACHINES="bookworm trixie noble"
 
 SHELL := /bin/sh
@@ -18,7 +19,7 @@ PYTEST :=
 # Which distributions `make test-machines` boots
 MACHINES := bookworm trixie
 
-.PHONY: help setup packages user image run test test-packages test-fast test-machines check bench clean
+.PHONY: help setup packages user image run test test-packages test-fast test-machines check bench wheel clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -75,5 +76,9 @@ check: .venv/developed
 bench: setup test-packages .venv/developed
 	@for file in bench/[a-z]*.py; do echo "== $$file"; $(SUDO) .venv/bin/python "$$file" || exit 1; done
 
+# Of this machine's architecture: the programs that run in guests are in it.
+wheel: packages .venv/synced
+	@PATH=".tools/bin:$$PATH" uv build --wheel --out-dir dist
+
 clean:
-	rm -rf .venv .tools $(GUEST)/build .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist .venv .tools $(GUEST)/build .pytest_cache .ruff_cache .hypothesis
