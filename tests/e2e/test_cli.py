@@ -1,5 +1,6 @@
 """The `roost` command against a running instance, as a person or a script uses it."""
 
+import hashlib
 import json
 import os
 import signal
@@ -36,6 +37,45 @@ def test_run_reads_a_file_or_standard_input(roost: RunningRoost, tmp_path: Path)
     script.write_text("#!/usr/bin/python3\nprint('from python')\n")
     assert roost.command("run", str(script)).stdout == b"from python\n"
     assert roost.command("run", "-", input=b"echo from stdin").stdout == b"from stdin\n"
+
+
+def test_standard_input_reaches_the_script(roost: RunningRoost) -> None:
+    assert roost.command("run", "cat", input=b"x\n").stdout == b"x\n"
+    every = bytes(range(256)) * 20_000  # more than any window on the way
+    counted = roost.command("run", "sha256sum; echo over", input=every)
+    assert counted.stdout == f"{hashlib.sha256(every).hexdigest()}  -\nover\n".encode()
+    assert roost.command("run", "--no-stdin", "cat", input=b"x\n").stdout == b""
+    assert roost.command("run", "head -c 2", input=b"y\n" * 5_000_000).stdout == b"y\n"
+    program = "#!/usr/bin/python3\nimport sys; print(sys.stdin.read().upper())"
+    assert roost.command("run", program, input=b"upper").stdout == b"UPPER\n"
+
+
+def test_a_pipe_that_nobody_writes_holds_up_only_who_reads_it(roost: RunningRoost) -> None:
+    command = [*PROGRAM, "run", "--state", str(roost.state)]
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run([*command, "echo done"], stdin=reading, capture_output=True, env=clean_environment())
+        assert (done.returncode, done.stdout) == (0, b"done\n")
+        with subprocess.Popen(
+            [*command, "echo ready; cat"], stdin=reading, stdout=subprocess.PIPE, env=clean_environment()
+        ) as run:
+            assert run.stdout and run.stdout.readline() == b"ready\n"
+            for word in (b"one\n", b"two\n"):  # as it comes
+                os.write(writing, word)
+                assert run.stdout.readline() == word
+            os.close(writing)
+            writing = -1
+            assert run.wait(20) == 0
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+
+
+def test_run_takes_variables_of_the_callers(roost: RunningRoost) -> None:
+    variables = clean_environment() | {"OURS": "from here"}
+    command = [*PROGRAM, "run", "--state", str(roost.state), "--env", "OURS", "echo $OURS"]
+    assert subprocess.run(command, capture_output=True, env=variables, check=False).stdout == b"from here\n"
 
 
 def test_run_hands_on_environment_timeout_and_image(roost: RunningRoost) -> None:

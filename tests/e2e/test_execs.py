@@ -246,6 +246,24 @@ def test_nothing_is_lost_when_programs_are_killed(mortal_roost: RunningRoost, vi
     assert raw(api, job, finished) == b"done\n"
 
 
+@pytest.mark.parametrize("victims", [("node",), ("serve",)], ids="+".join)
+def test_a_scripts_input_is_whole_when_programs_are_killed(
+    mortal_roost: RunningRoost, victims: tuple[str, ...]
+) -> None:
+    content = os.urandom(3_000_000)
+    command = [*PROGRAM, "run", "--state", str(mortal_roost.state), "sha256sum; exit 5"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": clean_environment()}
+    with subprocess.Popen(command, **pipes) as run:  # type: ignore[call-overload]
+        assert run.stdin and run.stdout
+        run.stdin.write(content[:1_000_000])
+        run.stdin.flush()
+        kill_and_recover(mortal_roost, victims)
+        run.stdin.write(content[1_000_000:])
+        run.stdin.close()
+        assert run.stdout.read() == f"{hashlib.sha256(content).hexdigest()}  -\n".encode()
+        assert run.wait(60) == 5
+
+
 def test_a_stream_goes_on_by_itself_when_only_the_node_was_killed(mortal_roost: RunningRoost) -> None:
     api = mortal_roost.api
     job = persistent(api)

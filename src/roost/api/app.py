@@ -74,6 +74,7 @@ ROUTES = [
     mags.execute,  #        POST   /mags-jobs/{id}/exec
     mags.execute_followed,  # POST /mags-jobs/{id}/exec/follow
     mags.sync,  #           POST   /mags-jobs/{id}/sync
+    execs.write_to_script,  # POST /mags-jobs/{id}/input
     execs.start,  #         POST   /mags-jobs/{id}/execs
     execs.list_execs,  #    GET    /mags-jobs/{id}/execs
     execs.show,  #          GET    /mags-jobs/{id}/execs/{exec_id}

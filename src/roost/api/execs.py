@@ -29,7 +29,7 @@ from roost.api.exec_forms import (
 )
 from roost.api.mags import Caller, Id
 from roost.api.plane import ControlPlane, Plane
-from roost.errors import TooLarge
+from roost.errors import Conflict, TooLarge
 from roost.jobs import execs as processes
 from roost.jobs import job as jobs
 from roost.jobs.execs import Execs, new_number, number_of
@@ -149,6 +149,37 @@ async def write_input(
     if not end or position < begin + len(data):
         return Taken(position, False)
     return Taken(position, (await execs.change(job, number, ChangeProcess(close_input=True))).input_closed)
+
+
+@post(
+    "/mags-jobs/{id:str}/input",
+    status_code=200,
+    summary="Write to a script's input",
+    opt={"body": "application/octet-stream"},
+    description=(
+        "Of a job that was submitted with `input: true`. The body's bytes, of which the first is number `at`: what was "
+        "taken already is skipped, so the same request may be sent again. Answers what was taken within 25 seconds; a "
+        "job that has not begun takes nothing yet. `end=true` closes the input behind the last of them."
+    ),
+)
+async def write_to_script(
+    request: Caller,
+    plane: Plane,
+    id: Id,
+    at: Annotated[int, Parameter(ge=0, le=MAX_SEQ)],
+    end: bool = False,
+) -> Taken:
+    data = await _body(request)
+    job, execs = await _job(request, plane, id), execs_of(plane)
+    if not job.input:
+        raise Conflict(f"job {job.name!r} was submitted without input: true, so its script's input is empty")
+    position, loop = at, asyncio.get_running_loop()
+    deadline = loop.time() + INPUT_WITHIN
+    while True:
+        left = max(0.0, deadline - loop.time())
+        position, closed = await execs.write_to_script(job, position, data[position - at :], end, left)
+        if position == at + len(data) or loop.time() >= deadline:
+            return Taken(position, closed)
 
 
 @post(

@@ -74,6 +74,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float | None, _note("Unused, until it falls asleep; up to 10080 (a week), default 10; needs persistent")
     ] = None
     ephemeral: Annotated[bool | None, _note("Nothing is kept; not with workspace_id or persistent")] = None
+    input: Annotated[bool | None, _note("The script's input follows, by POST …/input; otherwise it is empty")] = None
     file_ids: Annotated[list[str] | None, _note("Uploads to place in /root before the script; at most 64")] = None
 
 
@@ -105,6 +106,7 @@ def order_of(submission: Submission, machine: Machine) -> Order:
         timeout_seconds=_within("timeout", timeout, 1, MAX_TIMEOUT, 0 if submission.persistent else TIMEOUT),
         keeping=_keeping(submission, magic),
         file_ids=_file_ids(submission.file_ids or []),
+        input=bool(submission.input),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from roost.cli import stdin
 from roost.cli.answers import Carrying, as_json, print_json
 from roost.cli.connection import Api, Json, server_options
 from roost.cli.follow import follow
@@ -79,6 +80,10 @@ def spelled_out(args: list[str]) -> list[str]:
     "--on-interrupt", type=click.Choice(["stop", "detach"]), default="stop", show_default=True,
     help="What going away does with the job.",
 )  # fmt: skip
+@click.option(
+    "--stdin/--no-stdin", "fed", default=None,
+    help="Give the script our standard input [a pipe's or file's; not with -d, -p].",
+)  # fmt: skip
 @click.option("--image", metavar="I", help="Root file system (standard).")
 @click.option("--memory", type=click.IntRange(min=1), metavar="MB", help="Memory limit (1024).")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), metavar="N", help="CPU limit (2).")
@@ -98,6 +103,7 @@ def run(
     port: int | None,
     detach: bool,
     on_interrupt: str,
+    fed: bool | None,
     raw: bool,
     **options: object,
 ) -> None:
@@ -111,16 +117,31 @@ def run(
     refuse_contradictions(options, public, port)
     has_files = bool(files or options["workspace"] or options["base"] or options["name"])
     body = submission(read_script(script, has_files), pairs, **kept(options))
+    fed = _is_fed(fed, script, waits=not (persistent or detach or public))
+    if fed:
+        body["input"] = True
     if files:
         body["file_ids"] = [upload(api, file) for file in files]
     with waited_for(api, leave=detach or on_interrupt == "detach") as made:
         accepted = submitted(api, body, made)
         job = made[0]
+        feeding = stdin.feed(api, job) if fed else None
+        if feeding and (persistent or detach):
+            feeding.join()  # what it is given has to come from somewhere
         if public:
             return _opened(api, job, port or PORT, accepted, raw)
         if persistent or detach:
             return _left(job, accepted, raw)
         return _followed(api, job, raw)
+
+
+def _is_fed(wish: bool | None, script: str, waits: bool) -> bool:
+    """Whether the script is given our standard input. Raises Invalid."""
+    if wish and script == "-":
+        raise Invalid("--stdin: standard input is the script itself; give the script as text or file")
+    if wish is None:
+        return waits and script != "-" and stdin.is_given()
+    return wish
 
 
 def refuse_contradictions(options: dict[str, object], public: bool, port: int | None) -> None:

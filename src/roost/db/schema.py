@@ -192,6 +192,7 @@ jobs = Table(
     Column("login", String),  # of a microVM: the user that its sandbox has besides root
     Column("halted", Boolean, nullable=False, server_default=text("0")),  # it is cold, or to be, until it is started
     Column("waits", Boolean, nullable=False, server_default=text("0")),  # for its workspace, which another job has
+    Column("input", Boolean, nullable=False, server_default=text("0")),  # its script is given some while it runs
     Index("jobs_of_account", "account_id", "seq"),
     Index("jobs_by_name", "account_id", "name"),
     Index("jobs_unfinished", "status", sqlite_where=text("status IN ('pending', 'running', 'sleeping')")),

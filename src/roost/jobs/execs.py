@@ -99,6 +99,23 @@ class Execs:
         step = data[:INPUT_STEP]
         return await self._inside(job, lambda vm: self._node.write_input(vm, number, at, step))
 
+    async def write_to_script(self, job: Job, at: int, data: bytes, end: bool, within: float) -> tuple[int, bool]:
+        """To a job that was submitted with `input`: the position behind what was taken; whether it was closed there.
+
+        One step at most. Waits until it has begun. Raises Conflict (a gap, closed, its script is over).
+        """
+        run = self._live.run_of(job)
+        if run is not None and not run.attached.is_set():
+            try:
+                async with asyncio.timeout(within):
+                    await run.attached.wait()
+            except TimeoutError:
+                return at, False
+        step = data[:INPUT_STEP]
+        last = end and len(step) == len(data)
+        position = await self._inside(job, lambda vm: self._node.write_to_script(vm, at, step, last))
+        return position, last and position == at + len(step)
+
     async def change(self, job: Job, number: int, change: ChangeProcess) -> ProcessState:
         return await self._inside(job, lambda vm: self._node.change_process(vm, number, change))
 

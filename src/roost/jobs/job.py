@@ -88,6 +88,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     login: str | None = None  # of a microVM: the user that its sandbox has besides root
     halted: bool = False  # cold, or on its way there, and nobody's use wakes it
     waits: bool = False  # for its workspace: another job writes to it, and this one is in line
+    input: bool = False  # its script is given some, while it runs
 
     @property
     def log(self) -> str:
@@ -152,6 +153,7 @@ class Order:
     keeping: Keeping = Keeping()
     file_ids: tuple[str, ...] = ()
     image_source: str | None = None  # a registry's reference, which `image` was derived from
+    input: bool = False  # its script's follows, by `POST …/input`
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ async def submit(
         "save_revision": ids.revision_id() if keeping.workspace or keeping.persistent else None,
         "file_ids": list(order.file_ids) or None,
         "image_source": order.image_source,
+        "input": order.input,
         "trace": trace,
     }
     told["idle_seconds"] = IDLE_SECONDS if keeping.idle_seconds is None else keeping.idle_seconds

@@ -124,6 +124,7 @@ def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> St
         files=[File(id=file.id, name=file.name, size=file.size) for file in files],
         directories=["workspace"] if job.stateful else [],
         tools=[] if job.login is None else ["microvm"],
+        input=job.input and not job.wakes,
     )
 
 

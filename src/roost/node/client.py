@@ -183,6 +183,12 @@ class NodeClient:
         async with self._requested("POST", path, data, ANSWER) as response:
             return msgspec.msgpack.decode(await response.read(), type=Taken).position
 
+    async def write_to_script(self, id: str, at: int, data: bytes, end: bool) -> int:
+        """As `write_input`, of the sandbox's script. Raises Conflict."""
+        path = f"/v1/sandboxes/{id}/input?at={at}&end={int(end)}"
+        async with self._requested("POST", path, data, ANSWER) as response:
+            return msgspec.msgpack.decode(await response.read(), type=Taken).position
+
     async def change_process(self, id: str, number: int, change: ChangeProcess) -> ProcessState:
         return await self._call("POST", f"{_process(id, number)}/change", ProcessState, change)
 

@@ -416,7 +416,7 @@ async def _run(settings: NodeSettings) -> None:
         arrears.open()
         node = Node(ground, sandboxes, images, pool, layers, depot, saver)
         sessions = Sessions(sandboxes.running)
-        processes = ProcessCalls(sandboxes.processes, node.stream)
+        processes = ProcessCalls(sandboxes.processes, sandboxes.running, node.stream)
         routes = [*node.routes(), *files.routes(), *sessions.routes(), *processes.routes()]
         dial_socket = listening_socket(settings.runtime_dir / "dial.sock", settings.group, socket.SOCK_SEQPACKET)
         dials = DialServer(dial_socket, sandboxes.awake)

@@ -16,11 +16,10 @@ from roost.errors import Conflict
 from roost.node.commands import UNKNOWN, apply
 from roost.node.guest.channel import Guest, GuestProcess
 from roost.node.guest.frames import Exited
+from roost.node.input import Input
 from roost.node.log import LogWriter
 from roost.node.protocol import ChangeProcess, ProcessState, Taken
 from roost.node.record import write_whole
-
-INPUT_WITHIN = 20.0  # seconds that a call may wait for a process to read
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -37,13 +36,10 @@ class KeptProcess:
         self.path = place / f"{kept.state.id}.log"
         self.size = self.path.stat().st_size if self.path.exists() else 0
         self.log: LogWriter | None = None
-        self.process: GuestProcess | None = None
         self.follower: asyncio.Task[None] | None = None
         self._place = place
         self._kept = kept
-        self._taken = kept.state.input_taken  # what guest init surely has
-        self._input_closed = kept.state.input_closed
-        self._writing = asyncio.Lock()
+        self._input = Input(f"process {kept.state.id}", kept.state.input_taken, kept.state.input_closed)
 
     @property
     def id(self) -> int:
@@ -57,8 +53,16 @@ class KeptProcess:
     def state(self) -> ProcessState:
         dropped = self.log.dropped if self.log else self._kept.state.dropped
         return msgspec.structs.replace(
-            self._kept.state, input_taken=self._taken, input_closed=self._input_closed, dropped=dropped
+            self._kept.state, input_taken=self._input.taken, input_closed=self._input.closed, dropped=dropped
         )
+
+    @property
+    def process(self) -> GuestProcess | None:
+        return self._input.process
+
+    @process.setter
+    def process(self, process: GuestProcess) -> None:
+        self._input.process = process
 
     # beginning
 
@@ -76,47 +80,16 @@ class KeptProcess:
         writer.taken(known.acknowledged)
         self.size = writer.size
         if stdin:
-            self._taken, self._input_closed = stdin.received, stdin.ended
-        self.process = guest.adopt(number, lambda pairs: take(self, pairs), writer.output)
-        self.process.stdin_sent = self._taken
+            self._input = Input(f"process {self.id}", stdin.received, stdin.ended)
+        self._input.adopt(guest.adopt(number, lambda pairs: take(self, pairs), writer.output))
 
     # while it runs
 
     async def write(self, guest: Guest, at: int, data: bytes) -> Taken:
-        async with self._writing:
-            if at > self._taken:
-                raise Conflict(f"input from position {at} leaves a gap; {self._taken} bytes were taken, go on there")
-            fresh = data[self._taken - at :]
-            if fresh and self._input_closed:
-                raise Conflict(f"the input of process {self.id} is closed")
-            if fresh:
-                await self._feed(guest, fresh)
-        return Taken(position=self._taken)
+        return await self._input.write(guest, at, data)
 
     async def close_input(self, guest: Guest) -> None:
-        async with self._writing:
-            if not self._input_closed:
-                await self._running().write_stdin(b"")
-                await guest.ping()
-                self._input_closed = True
-
-    async def _feed(self, guest: Guest, data: bytes) -> None:
-        """As much as the process reads in time; a caller that goes away leaves no doubt about how much that was."""
-        process = self._running()
-        if data := data[process.stdin_sent - self._taken :]:  # before: sent for one who went before it was certain
-            feeding = asyncio.ensure_future(process.write_stdin(data))
-            try:
-                waiting = {feeding, process.exited}
-                await asyncio.wait(waiting, timeout=INPUT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
-                if feeding.done():
-                    feeding.result()
-                elif process.exited.done():
-                    raise Conflict(f"process {self.id} has ended and read no more")
-            finally:
-                feeding.cancel()
-        sent = process.stdin_sent
-        await guest.ping()
-        self._taken = sent
+        await self._input.close(guest)
 
     def change(self, change: ChangeProcess) -> None:
         apply(change, self._running())

@@ -1,4 +1,4 @@
-"""The protocol's calls about kept processes, each: read, do, answer."""
+"""The protocol's calls about kept processes and the script's input, each: read, do, answer."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
@@ -8,6 +8,7 @@ from roost.errors import Invalid
 from roost.node.bodies import answer, read
 from roost.node.processes import KEPT, Processes
 from roost.node.protocol import ChangeProcess, StartProcess, Wire
+from roost.node.sandbox import Sandbox
 
 MAX_INPUT = 1024 * 1024  # bytes of one call
 
@@ -15,15 +16,17 @@ Stream = Callable[[web.Request, AsyncGenerator[Sequence[Wire]]], Awaitable[web.S
 
 
 class ProcessCalls:
-    """`find` gives the processes of a sandbox by id, or raises NotFound."""
+    """`find` gives the processes of a sandbox by id, `sandbox` itself while it runs; or they raise NotFound."""
 
-    def __init__(self, find: Callable[[str], Processes], stream: Stream) -> None:
+    def __init__(self, find: Callable[[str], Processes], sandbox: Callable[[str], Sandbox], stream: Stream) -> None:
         self._find = find
+        self._sandbox = sandbox
         self._stream = stream
 
     def routes(self) -> list[web.RouteDef]:
         one = "/v1/sandboxes/{id}/processes/{pid}"
         return [
+            web.post("/v1/sandboxes/{id}/input", self.write_to_script),
             web.get("/v1/sandboxes/{id}/processes", self.list),
             web.put(one, self.start),
             web.get(one, self.state),
@@ -46,10 +49,12 @@ class ProcessCalls:
         await self._of(request).remove(_pid(request))
         return answer(None)
 
+    async def write_to_script(self, request: web.Request) -> web.Response:
+        at, end = _number(request, "at"), request.query.get("end") == "1"
+        return answer(await self._sandbox(request.match_info["id"]).write_input(at, await _input(request), end))
+
     async def write(self, request: web.Request) -> web.Response:
-        data = await request.read()
-        if len(data) > MAX_INPUT:
-            raise Invalid(f"input of {len(data)} bytes; at most {MAX_INPUT} at a time")
+        data = await _input(request)
         return answer(await self._of(request).write(_pid(request), _number(request, "at"), data))
 
     async def change(self, request: web.Request) -> web.Response:
@@ -61,6 +66,13 @@ class ProcessCalls:
 
     def _of(self, request: web.Request) -> Processes:
         return self._find(request.match_info["id"])
+
+
+async def _input(request: web.Request) -> bytes:
+    data = await request.read()
+    if len(data) > MAX_INPUT:
+        raise Invalid(f"input of {len(data)} bytes; at most {MAX_INPUT} at a time")
+    return data
 
 
 def _pid(request: web.Request) -> int:

@@ -95,7 +95,7 @@ class Processes:
         return self._known(id).state
 
     async def write(self, id: int, at: int, data: bytes) -> Taken:
-        """As much as the process reads in INPUT_WITHIN. Raises Conflict (a gap, closed, ended, frozen), NotFound."""
+        """As much as the process reads in time. Raises Conflict (a gap, closed, ended, frozen), NotFound."""
         kept, guest = self._known(id), self._enter()
         with _alive(kept):
             return await kept.write(guest, at, data)

@@ -10,6 +10,7 @@ the sandbox's id and means "make it so".
     POST   /v1/sandboxes/{id}/stop         StopSandbox -> SandboxState       answers when it has ended
     DELETE /v1/sandboxes/{id}              forget an ended sandbox (its log stays)
     POST   /v1/sandboxes/{id}/exec         Exec -> ExecResult
+    POST   /v1/sandboxes/{id}/input?at=N&end=0|1        bytes of the script's input -> Taken; `end`: it has no more
     GET    /v1/sandboxes/{id}/log?after=N&follow=0|1    stream of LogRecord with seq > N
     DELETE /v1/sandboxes/{id}/log
     GET    /v1/events                      stream of SandboxState: all that exist, Snapshot, then each change
@@ -139,6 +140,7 @@ class StartSandbox(Wire, frozen=True):
     files: list[File] = []
     directories: list[str] = []  # below /, one path component each; made where they are missing
     tools: list[Literal["microvm"]] = []  # put into /run/roost/tools before the script starts
+    input: bool = False  # the script is given some, by calls of `input`; otherwise it is empty
 
 
 class SandboxState(Wire, frozen=True):

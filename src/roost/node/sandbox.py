@@ -25,6 +25,7 @@ from roost.node.freezer import Freezer
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
 from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
 from roost.node.images import Hold
+from roost.node.input import Input
 from roost.node.log import LogWriter
 from roost.node.member import Member
 from roost.node.metering import Meter
@@ -40,6 +41,7 @@ from roost.node.protocol import (
     SaveRequest,
     StartSandbox,
     StopSandbox,
+    Taken,
     Usage,
 )
 from roost.node.record import Record, Records, Stop, boot_id
@@ -48,6 +50,7 @@ from roost.node.tools import PLACE, microvm
 
 SCRIPT = "/run/roost/script"  # on a small file system of guest init's own, so in no workspace
 FIRST_PROCESS = 1  # guest init's number for the script
+THE_SCRIPT = "the script"
 KILL_WAIT = 3.0  # seconds that guest init may take to tell how a killed script ended
 KEEP_AGAIN = 1.0  # seconds until files that could not be kept are kept
 UNSAVED = "the files could not be saved ({});"
@@ -65,10 +68,10 @@ BASE_ENVIRONMENT = {
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-def script_command(script: bytes, environment: dict[str, str]) -> Command:
+def script_command(script: bytes, environment: dict[str, str], stdin: bool = False) -> Command:
     """A script with a `#!` line is executed as it says; any other is the shell's."""
     arguments = [SCRIPT] if script.startswith(b"#!") else ["/bin/sh", SCRIPT]
-    return Command(arguments, BASE_ENVIRONMENT | environment)
+    return Command(arguments, BASE_ENVIRONMENT | environment, stdin=stdin)
 
 
 def doubts_about(script: bytes) -> str | None:
@@ -134,6 +137,7 @@ class Sandbox:
         self._saver = saver
         self.processes = Processes(kept, self.enter, self._count_processes)
         self._script: GuestProcess | None = None
+        self._input = Input(THE_SCRIPT, closed=True)
         self._asked = False  # guest init was asked to start the script, so it is never started anew
         self._next_process = FIRST_PROCESS + 1
         self._stop: asyncio.Future[tuple[StopSandbox, Cause]] = asyncio.get_running_loop().create_future()
@@ -198,8 +202,14 @@ class Sandbox:
             guest.write_file("/etc/hosts", 0o644, hosts_file(hostname)),
             guest.write_file("/etc/hostname", 0o644, f"{hostname}\n".encode()),
             *(guest.write_file(f"{PLACE}/{part.name}", part.mode, part.content) for part in tools),
-            guest.start(FIRST_PROCESS, script_command(request.script, request.environment), self._log_writer().write),
+            guest.start(
+                FIRST_PROCESS,
+                script_command(request.script, request.environment, request.input),
+                self._log_writer().write,
+            ),
         )
+        self._input = Input(THE_SCRIPT, closed=not request.input)
+        self._input.process = self._script
         if doubts := doubts_about(request.script):
             self._remark(doubts)
         self._freezer = Freezer(member, False, self._write_frozen)
@@ -231,6 +241,9 @@ class Sandbox:
         self.log = LogWriter(self.log_path, begins=self.record.log_begins)
         self.log.taken(known.acknowledged)
         self._script = member.guest.adopt(FIRST_PROCESS, self.log.write, self.log.output)
+        stdin = member.guest.known_stdin.get(FIRST_PROCESS)
+        self._input = Input(THE_SCRIPT, stdin.received if stdin else 0, stdin is None or stdin.ended)
+        self._input.adopt(self._script)
         if self.state.script_ended_ns is not None:
             self.log.close()
         self.processes.adopt(member.guest)
@@ -603,6 +616,17 @@ class Sandbox:
         """Guest init's for one more process that is not kept."""
         number, self._next_process = self._next_process, self._next_process + 1
         return number
+
+    async def write_input(self, at: int, data: bytes, end: bool) -> Taken:
+        """To the script. Raises Conflict (a gap, closed, ended, not running)."""
+        guest = self.enter()
+        try:
+            taken = await self._input.write(guest, at, data)
+            if end and taken.position == at + len(data):
+                await self._input.close(guest)
+        except GuestLost:
+            raise Conflict("the sandbox has ended") from None
+        return taken
 
     async def execute(self, request: Exec) -> ExecResult:
         """Raises Conflict when the sandbox is not running."""
