@@ -16,7 +16,7 @@ WORKERS := $(shell echo $$(($$(nproc) + 1)))
 UP :=
 # What pytest is started with, for example: make test PYTEST="tests/api -k logs"
 PYTEST :=
-# Which distributions `make test-machines` boots
+# Which distributions `make test-machines` boots, and options of `python -m tests.machines`
 MACHINES := bookworm trixie
 
 .PHONY: help setup packages user image run test test-packages test-fast test-machines check bench wheel clean

@@ -41,6 +41,10 @@ def _kvm_boots(system: System) -> bool:
     return False
 
 
+class TimeOver(MachineFailed):
+    """The time for the whole machine is over, wherever it was."""
+
+
 class Machine:
     """One QEMU process. `place` holds this run's key, the disk that is handed in and the console's text."""
 
