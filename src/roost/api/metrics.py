@@ -83,8 +83,20 @@ async def of_node(plane: ControlPlane) -> "list[Metric]":
     pool = GaugeMetricFamily("roost_pool_members", "Sandboxes of the pool, by state.", labels=["state"])
     for state in ("idle", "busy", "creating"):
         pool.add_metric([state], getattr(info.pool, state))
+    unsaved = GaugeMetricFamily(
+        "roost_unsaved_revisions", "Files that are kept and not saved yet.", await _unsaved(plane)
+    )
+    about = "Accounts whose space did not come back in the last collection, since revisions are missing in the store."
+    refused = GaugeMetricFamily("roost_collections_refused", about, len(plane.collection.refused))
     memory = GaugeMetricFamily("roost_node_memory_available_mb", "Memory that is free.", info.memory_available_mb)
-    return [up, pool, memory]
+    return [up, pool, memory, unsaved, refused]
+
+
+async def _unsaved(plane: ControlPlane) -> int:
+    try:
+        return len(await plane.node.unsaved())
+    except NodeUnavailable:
+        return 0
 
 
 def of_gateway(gateway: "Gateway") -> "list[Metric]":

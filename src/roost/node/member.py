@@ -157,11 +157,8 @@ class Member:
             os.close(self.namespace)
             self.namespace = None
 
-    async def mount(self, lowers: Sequence[Path], limits: Limits, held: int = 0) -> None:
-        """Give it its limits and, for guest init to attach, its root: `lowers`, read-only, below its own disk.
-
-        held: bytes that `lowers` have above the image; they count against the disk.
-        """
+    async def mount(self, lowers: Sequence[Path], limits: Limits) -> None:
+        """Give it its limits and, for guest init to attach, its root: `lowers`, read-only, below its own disk."""
         if self.share is None:
             self.share = self.ground.cores.take(limits.vcpus)
         self.sight = Sight(limits.memory_mb * MIB, self.share.cpus, self.share.on)
@@ -171,8 +168,6 @@ class Member:
             site = self.site
             await asyncio.to_thread(self.disk.remove)
             self.disk = await self.ground.disks.make(site.container_id, site.disk, limits.disk_gb, site.first_id)
-        if held:
-            await asyncio.to_thread(self.disk.hold, held)
         mount_root(lowers, self.disk, self.site, self.pid)  # a millisecond; a thread would add a third of one
 
     def forget_mounts(self) -> None:

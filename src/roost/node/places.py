@@ -21,7 +21,7 @@ from roost.node.saver import Saver
 from roost.node.threads import Threads
 from roost.node.tree import Tree, process_root
 
-EDIT_GIB = 64
+EDIT_GIB = 64  # the largest disk_gb; what the workspace holds is part of it
 EDITING = 64  # at once; each has a thread that waits for its caller's bytes
 
 
@@ -77,9 +77,11 @@ class NodePlaces:
         name = f"edit-{save.revision}"
         disk = await self._disks.make(name, self._directory / name, EDIT_GIB, owner=0)
         try:
+            await asyncio.to_thread(disk.hold, stack.size)
             async with self._mounted(stack.lowers, disk) as point:
                 with Tree(point, 0) as tree:
                     await self._editing.run(lambda: change(tree))
+            disk.ballast.unlink(missing_ok=True)
             return await self._saver.keep_edit(save, disk, stack.revision)
         finally:
             stack.release()

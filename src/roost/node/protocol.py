@@ -410,6 +410,7 @@ class Collect(Wire, frozen=True):
 class Collected(Wire, frozen=True):
     bytes_freed: int
     revisions_removed: int
+    refused: dict[int, str] = {}  # accounts of which nothing went from the store, and why
 
 
 class Check(Wire, frozen=True):

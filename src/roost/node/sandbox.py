@@ -188,7 +188,7 @@ class Sandbox:
     async def _begin(self, member: Member, request: StartSandbox, resolvers: tuple[str, ...]) -> None:
         self.member = member
         assert self._lower
-        await member.mount(self._lower.lowers, self.limits, self._lower.size)
+        await member.mount(self._lower.lowers, self.limits)
         self._warn_of_little_room(self._lower.size)
         await self._saver.place(request, member, self._lower.lowers)
         self._meter = Meter.begin(self.id, member.cgroup, member.site.interface, member.used)
@@ -196,6 +196,7 @@ class Sandbox:
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
         tools = await asyncio.to_thread(microvm) if request.tools else []
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
+            self._hold(member.disk, self._lower.size),
             guest.attach(hostname, member.sight),
             guest.write_file(SCRIPT, 0o700, request.script),
             guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
@@ -217,6 +218,14 @@ class Sandbox:
         self._become(phase="running", started_ns=started, ipv4=ipv4, ipv6=ipv6)
         self._life = asyncio.create_task(self._live())
         member.forget_mounts()
+
+    async def _hold(self, disk: Disk, held: int) -> None:
+        """Beside the guest's own beginning, which takes as long: a fork costs no more for it."""
+        if held:
+            try:
+                await asyncio.to_thread(disk.hold, held)
+            except OSError as error:  # it has more room than it should: no reason to end a script that runs
+                log.error("disk.unheld", id=self.id, error=str(error))
 
     def _warn_of_little_room(self, held: int) -> None:
         if held > self.limits.disk_gb * GIB - FLOOR:

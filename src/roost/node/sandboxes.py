@@ -439,13 +439,15 @@ class Sandboxes:
         spared = self.pinned() | self._layers.made_since(request.before_ns) | set(request.reserved)
         listed = {id for ids in request.live.values() for id in ids} | spared
         removed, freed = await asyncio.to_thread(self._layers.collect, listed)
+        refused: dict[int, str] = {}
         for account, ids in request.live.items():
             heads = [id for id in ids if not self._layers.has(id) or self._layers.find(id).stored]
             try:
                 freed += await depot.collect(account, heads, sorted(spared))
             except Damaged as error:  # nothing of this account goes; the others' does
                 log.error("collection.refused", account=account, error=str(error))
-        return Collected(bytes_freed=freed, revisions_removed=removed)
+                refused[account] = str(error)
+        return Collected(bytes_freed=freed, revisions_removed=removed, refused=refused)
 
     def pinned(self) -> set[str]:
         """Revisions that sandboxes which are known here began with or have saved."""

@@ -66,6 +66,7 @@ class Collection:
         self._unrecorded = unrecorded
         self._retention = retention
         self._due = asyncio.Event()
+        self.refused: dict[int, str] = {}  # accounts whose space did not come back in the last round, and why
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -110,8 +111,10 @@ class Collection:
         before_ns = now_ns() - GRACE
         reserved = await self.reserved()  # before what is live: an id that moves from here to there is in both
         collected = await self._node.collect(await self.live(), reserved, before_ns)
+        self.refused = collected.refused
         log.info(
             "collection.end",
+            refused=len(self.refused),
             workspaces=idle,
             unlisted=unlisted,
             files=expired,
