@@ -467,6 +467,37 @@ def test_files_of_a_stored_workspace_are_read_written_and_deleted(api: Api) -> N
     assert makers.count(None) == 2  # a PUT and a DELETE
 
 
+@pytest.mark.parametrize("where", ["of the sandbox itself", "of the workspace's earlier layer", "stored"])
+def test_a_file_that_is_written_stays_whose_it_was(api: Api, where: str) -> None:
+    name, other = named("owners"), where != "of the sandbox itself"
+    make = (
+        "useradd -m ubuntu; cd /home/ubuntu; umask 077; for f in secret tool linked; do echo old > $f; done; "
+        "chmod 755 tool; chown ubuntu:ubuntu secret tool linked; ln linked second"
+    )
+    look = (
+        "cd /home/ubuntu; stat -c '%n %U:%G %a' secret tool linked sub sub/new; cat secret tool linked second sub/new"
+    )
+    if other:
+        good_end(api, make, name)
+    with contextlib.ExitStack() as opened:
+        if where != "stored":
+            job = opened.enter_context(persistent(api, "true" if other else make, workspace_id=name))
+            eventually(lambda: api.status(job).get("exit_code") == 0)
+        for path in ("secret", "tool", "linked", "sub/new"):
+            put(api, name, f"home/ubuntu/{path}", f"new {path}\n".encode())
+        if where != "stored":
+            said = api.exec(job, look)["stdout"]
+    if where == "stored":
+        said = seen(api, name, look)
+    *owners, secret, tool, linked, second, new = said.splitlines()
+    assert owners == [
+        "secret ubuntu:ubuntu 600", "tool ubuntu:ubuntu 755", "linked ubuntu:ubuntu 600", "sub ubuntu:ubuntu 755",
+        "sub/new ubuntu:ubuntu 644",
+    ]  # fmt: skip
+    assert (secret, tool, linked, new) == ("new secret", "new tool", "new linked", "new sub/new")
+    assert second == ("old" if other else "new linked")  # names of a file of an earlier layer part when it is written
+
+
 def test_files_of_a_live_sandbox_are_read_written_and_deleted(api: Api) -> None:
     name = named("files")
     with persistent(api, "mkdir -p /srv/d/e; printf 0123456789 > /srv/d/f; chmod 640 /srv/d/f; chown 3:4 /srv/d/f; "
