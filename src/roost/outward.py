@@ -1,4 +1,4 @@
-"""Where Roost itself connects for its users: to public addresses, and to what the operator has allowed.
+"""Where Roost itself connects for its users: to public addresses of others, and to what the operator has allowed.
 
 What is checked is the address of the very socket that is about to connect, so that no name, redirect or second look-up
 leads elsewhere.
@@ -15,12 +15,16 @@ from typing import Any, TypeAlias
 import yarl
 
 from roost.errors import Invalid
+from roost.way_out import way_to
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_URL = 2048  # characters
 HOW = "give one like https://example.com/file"
+PUBLIC6 = ipaddress.IPv6Network("2000::/3")  # what IANA has given out to be global unicast
+RELAY4 = ipaddress.IPv4Network("192.88.99.0/24")  # 6to4 relays, RFC 7526
+ISATAP = (0x00005EFE, 0x02005EFE)  # bits 64 to 95; RFC 5214: an IPv4 address in the last 32
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last 32 bits
 
 
@@ -38,21 +42,37 @@ class Allowed:
     def name(self, host: str) -> bool:
         return host.lower().rstrip(".") in self.hosts
 
-    def address(self, text: str) -> bool:
-        """Whether a socket may connect there; `text` is as the system writes it, with or without a scope."""
+    def objection(self, text: str) -> str:
+        """What is said of an address; empty: a socket may connect there. `text` as the system writes it.
+
+        Raises ValueError for what is no address.
+        """
         address = ipaddress.ip_address(text.partition("%")[0])
+        way = way_to(address)
+        if way.guest:
+            return "is a sandbox's address; use the sandbox's URL"
         if any(address in network for network in self.networks):
-            return True
-        return all(one.is_global and not one.is_multicast for one in (address, *_within(address)))
+            return ""
+        if not all(_is_public(one) for one in (address, *_within(address))):
+            return "is not a public address; the operator can allow it with --allow-private"
+        if way.here:
+            return "is an address of this machine; the operator can allow it with --allow-private"
+        return ""
 
     def socket(self, target: tuple[Any, ...]) -> socket.socket:
         """For one of the addresses that a name has (as getaddrinfo tells it). Raises Refusal."""
         family, kind, protocol, _, (host, *_) = target
-        if not self.address(str(host)):
-            raise Refusal(
-                errno.EACCES, f"{host} is not a public address; the operator can allow it with --allow-private"
-            )
+        if objection := self.objection(str(host)):
+            raise Refusal(errno.EACCES, f"{host} {objection}")
         return socket.socket(family, kind, protocol)
+
+
+def _is_public(address: Address) -> bool:
+    if not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, IPv4Address):
+        return address not in RELAY4
+    return address in PUBLIC6 or address in NAT64
 
 
 def _within(address: Address) -> list[Address]:
@@ -60,7 +80,7 @@ def _within(address: Address) -> list[Address]:
     if isinstance(address, IPv4Address):
         return []
     found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in NAT64:
+    if address in NAT64 or (int(address) >> 32) & 0xFFFFFFFF in ISATAP:
         found.append(IPv4Address(int(address) & 0xFFFFFFFF))
     return [one for one in found if one is not None]
 
@@ -98,8 +118,8 @@ def check_url(field: str, text: str, may: Allowed) -> yarl.URL:
 
 def _refuse_literal(field: str, host: str, may: Allowed) -> None:
     try:
-        public = may.address(host)
+        objection = may.objection(host)
     except ValueError:
         return  # a name
-    if not public:
-        raise Invalid(f"{field}: {host} is not a public address; the operator can allow it with --allow-private")
+    if objection:
+        raise Invalid(f"{field}: {host} {objection}")

@@ -3,8 +3,9 @@
 The ruleset is text made by a pure function from a Policy and loaded with `nft -f -`, which replaces the table as a
 whole or not at all. It lists members before they are there, so that connecting one needs an `nft` call (`admission`)
 only where the node never had as many. Guests are hostile: a packet that no rule here lets through is refused, at once
-where the guest may hear of it. A base chain of another table that drops forwarded packets (Docker sets such a policy)
-drops those of guests as well.
+where the guest may hear of it. Nothing new leaves the host for a guest either: who may reach what listens there is for
+the gateways to say, and the node's own sockets are made inside the guest's network. A base chain of another table that
+drops forwarded packets (Docker sets such a policy) drops those of guests as well.
 """
 
 import asyncio
@@ -113,6 +114,14 @@ table {table(policy.instance)} {{
 		iifname {ours} goto egress
 		oifname {ours} goto ingress
 {_gate(policy.gated)}\
+	}}
+	chain output {{
+		type filter hook output priority filter; policy accept;
+		oifname != {ours} accept
+		ct state established,related accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		meta l4proto tcp reject with tcp reset
+		drop
 	}}
 	chain egress {{
 		oifname @everyone goto refuse
