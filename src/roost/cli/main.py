@@ -40,6 +40,7 @@ COMMANDS = {
     "sleep": ("sleep", "put_to_sleep", "Put a job to sleep now."),
     "wake": ("sleep", "wake", "Wake a job that sleeps."),
     "keepalive": ("sleep", "keepalive", "Keep a job awake for background work."),
+    "cp": ("cp", "cp", "Copy files and directories to and from a sandbox."),
     "sync": ("workspaces", "sync", "Save a running job's workspace now."),
     "url": ("urls", "url", "Open a URL for a port of a sandbox, also by your own name."),
     "workspace": ("workspaces", "workspace", "List, delete, check and restore workspaces."),

@@ -18,6 +18,7 @@ from roost.errors import RoostError
 STEP = 256 * 1024  # bytes
 ANSWERED = 60.0  # seconds; the server answers what was taken after 25
 AGAIN = 0.5  # seconds
+PATIENCE = 60.0  # seconds without a server; a restart takes a few
 BYTES = {"Content-Type": "application/octet-stream"}
 
 
@@ -44,20 +45,24 @@ def _feed(api: Api, path: str) -> None:
     with contextlib.suppress(RoostError, OSError):  # it is over, and reads no more
         while data:
             data = os.read(0, STEP)
-            at = _send(api, path, at, data)
+            at = send(api, path, at, data)
 
 
-def _send(api: Api, path: str, at: int, data: bytes) -> int:
+def send(api: Api, path: str, at: int, data: bytes) -> int:
     """The position behind it, when all was taken; of no data, when the input is closed."""
     last, end = at + len(data), "false" if data else "true"
+    deadline = time.monotonic() + PATIENCE
     while True:
         rest = data[len(data) - (last - at) :]
         try:
             with api.stream("POST", f"{path}?at={at}&end={end}", rest, BYTES, ANSWERED) as answer:
                 taken = json.loads(answer.read(65536))
-        except Interrupted:
+        except Interrupted as error:
+            if time.monotonic() > deadline:
+                raise RoostError(str(error)) from error
             time.sleep(AGAIN)
             continue
+        deadline = time.monotonic() + PATIENCE
         at = int(taken["position"])
         if at == last and (data or taken["closed"]):
             return at
