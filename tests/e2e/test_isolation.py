@@ -3,6 +3,7 @@
 The scripts attack from inside; what they did to the machine is looked up outside.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -318,6 +319,38 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     ended = api.run("#!/bin/sh\nulimit -Sn 1024; exec python3 -c '" + script + "'")
     assert ended.lines == ["128 No space left on device", "1024 10240"]
+
+
+INOTIFY = """#!/usr/bin/python3
+import ctypes, os, sys, time
+libc, made = ctypes.CDLL(None), 0
+for user in (0, 0, 1000, 1001):
+    if os.fork() == 0:
+        os.setuid(user)
+        while libc.inotify_init1(0) >= 0: made += 1
+        print("made", made, flush=True)
+        time.sleep(1000)
+time.sleep(1000)
+"""
+
+
+def test_watches_of_one_sandbox_are_no_others_and_not_the_machines(api: Api) -> None:
+    """The kernel counts them for users, and for the owner of the user namespace that these are of."""
+    most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    jobs = [api.submit(INOTIFY) for _ in range(2)]
+    for job in jobs:
+        eventually(lambda job=job: api.raw(job).count(b"made") == 4, 30)
+        assert sum(int(line.split()[1]) for line in api.raw(job).splitlines()) <= most
+    libc = ctypes.CDLL(None)
+    own = [libc.inotify_init1(0) for _ in range(5)]
+    assert min(own) >= 0
+    for one in own:
+        os.close(one)
+    assert (
+        int(api.raw(jobs[1]).splitlines()[0].split()[1]) + int(api.raw(jobs[1]).splitlines()[1].split()[1]) >= most / 2
+    )
+    for job in jobs:
+        api.stop(job)
 
 
 # ---- what users of the machine find of it ----

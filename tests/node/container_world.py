@@ -7,12 +7,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from roost.node.cgroup import Cgroup, Hierarchies, sweep
 from roost.node.devices import lay_devices
+from roost.node.guest.build import build
+from roost.node.namespaces import UserNamespace
 from roost.node.protocol import Limits
 from roost.node.runtimes import oci
 
@@ -35,6 +37,7 @@ class Member:
     cgroup: Cgroup
     slot: Path
     first_id: int
+    users: UserNamespace
     pid: int = 0
 
     def ask(self, request: str) -> str:
@@ -80,15 +83,17 @@ class World:
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", slot], check=True)
         subprocess.run(["mount", "--make-shared", slot], check=True)
         cgroup = Cgroup(self.hierarchies, self.parent, name)
+        users = UserNamespace.make(build(), first_id)
         (devices := self.path / f"devices-{name}").mkdir()
         lay_devices(devices, first_id)
-        container = oci.Container(self.path / "root", devices, slot, first_id, cgroup.path, f"host-{name}", limits)
-        machine = replace(oci.Machine.here(), open_files=4096)
-        (bundle / "config.json").write_text(json.dumps(oci.container_config(container, machine)))
+        container = oci.Container(
+            self.path / "root", devices, slot, first_id, cgroup.path, f"host-{name}", limits, users.path
+        )
+        (bundle / "config.json").write_text(json.dumps(oci.container_config(container, oci.Machine.here())))
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.path / f"{name}.sock"))
         listener.listen()
-        member = Member(f"{self.parent[1:]}-{name}", bundle, listener, cgroup, slot, first_id)
+        member = Member(f"{self.parent[1:]}-{name}", bundle, listener, cgroup, slot, first_id, users)
         self.members.append(member)
         return member
 
@@ -103,5 +108,6 @@ class World:
         await sweep(self.hierarchies, self.parent, keep=set())
         for member in self.members:
             member.listener.close()
+            member.users.close()
             subprocess.run(["umount", "-R", member.slot, self.path / f"devices-{member.slot.name[5:]}"], check=True)
         shutil.rmtree(self.path)

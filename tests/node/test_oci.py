@@ -27,7 +27,7 @@ CONTAINER = oci.Container(
     hostname="roost",
     limits=Limits(vcpus=2, memory_mb=512, disk_gb=2, pids=256, timeout_seconds=0),
 )
-MACHINE = oci.Machine(cgroup="v1", architecture="x86_64", open_files=20000, ipv6=True)
+MACHINE = oci.Machine(cgroup="v1", architecture="x86_64", ipv6=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from roost.node.disk import OVERLAY, Disk, Disks, remove_disk, unmount
 from roost.node.guest.channel import Guest, GuestLost, listening_socket
 from roost.node.guest.frames import Sight
 from roost.node.metering import Counters, read
+from roost.node.namespaces import UserNamespace
 from roost.node.network import HOST_MAC, Link, Network, host_end
 from roost.node.protocol import PIDS, Limits
 from roost.node.runtimes import Runtime
@@ -209,9 +210,7 @@ async def make(ground: Ground, number: int, step: Callable[[str], None] = lambda
         limits=IDLE,
     )
     step("container")
-    (site.directory / "config.json").write_text(json.dumps(container_config(container, ground.machine)))
-    with listening_socket(site.socket) as listening:
-        pid = await ground.runtime.run(site.container_id, site.directory, listening.fileno())
+    pid = await _run(ground, site, container)
     cgroup.bound_sockets(IDLE)
     (site.directory / "pid").write_text(str(pid))
     step("network")
@@ -240,6 +239,18 @@ async def _prepare(member: Member) -> None:
     finally:
         for place, _ in places:
             unmount(place)
+
+
+async def _run(ground: Ground, site: Site, container: Container) -> int:
+    """Guest init's pid."""
+    users = await asyncio.to_thread(UserNamespace.make, ground.runtime_dir / "guest/init", site.first_id)
+    try:
+        config = container_config(replace(container, user_namespace=users.path), ground.machine)
+        (site.directory / "config.json").write_text(json.dumps(config))
+        with listening_socket(site.socket) as listening:
+            return await ground.runtime.run(site.container_id, site.directory, listening.fileno())
+    finally:
+        users.close()
 
 
 async def _enter(site: Site, pid: int) -> tuple[Guest, int]:

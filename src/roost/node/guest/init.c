@@ -22,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -32,6 +33,7 @@
 
 #include "fail.h"
 #include "filter.h"
+#include "namespace.h"
 #include "network.h"
 #include "run.h"
 #include "session.h"
@@ -43,6 +45,7 @@ enum { WINDOW = 128 << 10 };       /* bytes of unacknowledged output a process m
 enum { STDIN_WINDOW = 64 << 10 };  /* bytes of standard input the node may have sent ahead */
 enum { TERMINAL_HOLDS = 64 << 10 }; /* more than what a terminal's buffers can hold */
 enum { MAX_PROCESSES = 256, MAX_WORDS = 8192 };
+enum { FILES_AT_FIRST = 1024, FILES = 10240 }; /* as many as a route takes connections: the gateway's default */
 
 enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNAL, RESIZE, RELEASE, PING, PREPARE };
 enum to_node { IS_HELLO = 64, IS_PROCESS, DONE, FAILED, STARTED, OUTPUT, EXITED, STDIN_TAKEN, PONG, STDIN_STATE };
@@ -696,13 +699,24 @@ static void block_signals(void) {
 /* Of two times in milliseconds, where -1 is never. */
 static int sooner(int a, int b) { return a < 0 || (b >= 0 && b < a) ? b : a; }
 
-int main(void) {
+/* Inherited by all that runs here. Each open file counts as the sandbox's memory; closing them all takes its time. */
+static void bound_files(void) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files)) return;
+    if (files.rlim_max > FILES) files.rlim_max = FILES;
+    files.rlim_cur = files.rlim_max < FILES_AT_FIRST ? files.rlim_max : FILES_AT_FIRST;
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
+int main(int arguments, char **argument) {
     static int listening;
     struct epoll_event ready[64];
+    if (arguments == 3 && !strcmp(argument[1], "own")) return own_namespace(strtoul(argument[2], NULL, 10));
     umask(022);
     prctl(PR_SET_DUMPABLE, 0); /* the sandbox's root may not trace this process or open its descriptors */
     fcntl(LISTEN_FD, F_SETFD, FD_CLOEXEC);
     fcntl(LISTEN_FD, F_SETFL, O_NONBLOCK);
+    bound_files();
     block_signals();
     events = epoll_create1(EPOLL_CLOEXEC);
     transmit.data = malloc(TRANSMIT);

@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
 import time
@@ -98,7 +97,6 @@ _READONLY_PATHS = ("/proc/bus", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, None))
 TERMINALS = 128  # of one sandbox; the kernel's own bound (kernel.pty.max) holds for all of them together
 _PTS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5", f"max={TERMINALS}")
-OPEN_FILES = 10_240  # per process, as many as a route takes connections: the gateway's default
 _OOM_SCORE = 500  # out of 1000: the kernel takes a guest's process before any of the machine's own
 
 
@@ -108,7 +106,6 @@ class Machine:
 
     cgroup: cgroup.Version
     architecture: seccomp.Architecture
-    open_files: int  # no more than the hard limit of this process: more cannot be handed on
     ipv6: bool
     thermal_throttle: tuple[str, ...] = ()  # directories that tell the heat, and so the load, of real processors
     disks: tuple[str, ...] = ()  # directories of real disks, which tell what is read and written
@@ -124,7 +121,6 @@ class Machine:
         return cls(
             cgroup=cgroup.version(),
             architecture=architecture[platform.machine()],
-            open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
             ipv6=Path("/proc/sys/net/ipv6").is_dir(),
             thermal_throttle=tuple(sorted(map(str, throttles))),
             disks=tuple(sorted(disks)),
@@ -148,6 +144,7 @@ class Container:
     cgroups_path: str  # absolute
     hostname: str
     limits: Limits  # of the idle member; `Cgroup.apply` sets the job's own at claim
+    user_namespace: Path | None = None  # to enter; else the program makes one, of this machine's root
 
 
 def container_config(container: Container, machine: Machine) -> dict[str, Any]:
@@ -156,10 +153,10 @@ def container_config(container: Container, machine: Machine) -> dict[str, Any]:
         "ociVersion": "1.0.2",
         "hostname": container.hostname,
         "root": {"path": str(container.root), "readonly": True},
-        "process": _process(machine),
+        "process": _process(),
         "mounts": _mounts(container, machine),
         "linux": {
-            "namespaces": [{"type": kind} for kind in ("user", "pid", "mount", "ipc", "uts", "cgroup", "network")],
+            "namespaces": _namespaces(container),
             "uidMappings": _id_range(container),
             "gidMappings": _id_range(container),
             "cgroupsPath": container.cgroups_path,
@@ -174,7 +171,13 @@ def container_config(container: Container, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _process(machine: Machine) -> dict[str, Any]:
+def _namespaces(container: Container) -> list[dict[str, str]]:
+    entered = {"path": str(container.user_namespace)} if container.user_namespace else {}
+    made = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup", "network")]
+    return [{"type": "user"} | entered, *made]
+
+
+def _process() -> dict[str, Any]:
     capabilities = sorted({*_INIT_CAPABILITIES, *GUEST_CAPABILITIES})
     return {
         "args": ["/init"],
@@ -185,7 +188,6 @@ def _process(machine: Machine) -> dict[str, Any]:
         "noNewPrivileges": True,
         # Neither inheritable nor ambient: what init drops, its children cannot pick up again.
         "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
-        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": machine.open_files, "soft": min(1024, machine.open_files)}],
         "oomScoreAdj": _OOM_SCORE,
     }
 
