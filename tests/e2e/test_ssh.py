@@ -501,3 +501,30 @@ def test_paramiko_loads_the_key_and_runs_copies_and_pins(
         with client.open_sftp() as sftp:
             sftp.putfo(io.BytesIO(b"by paramiko"), "/root/paramiko")
             assert sftp.stat("/root/paramiko").st_size == 11
+
+
+# ---- a job's own PATH ----------------------------------------------------------------------------------------
+
+
+def test_a_login_shell_keeps_the_jobs_path_and_what_its_profile_adds(roost: RunningRoost, tmp_path: Path) -> None:
+    name = uid()
+    script = "mkdir -p /opt/tool/bin; cd /opt/tool/bin; printf '#!/bin/sh\\necho tool runs\\n' > tool; chmod +x tool; "
+    script += "echo 'PATH=$PATH:/opt/profile' >> /root/.profile; sleep infinity"
+    environment = {"PATH": "/opt/tool/bin:/usr/bin:/bin"}
+    roost.api.submit(script, persistent=True, name=name, environment=environment)
+    roost.api.running(name)
+    client = with_access(roost, name, tmp_path)
+    assert client.ssh("echo $PATH; echo $SSH_TTY").stdout.splitlines() == [b"/opt/tool/bin:/usr/bin:/bin", b""]
+    shell = Terminal(client.ssh_words(flags=("-tt",)), 33, 111)
+    try:
+        shell.type(b"tool; echo path=$PATH=; echo tty=$SSH_TTY=$(tty)=; echo from=$SSH_CLIENT=$SSH_CONNECTION=\n")
+        shell.until(b"tool runs")
+        shell.until(b"path=/opt/tool/bin:/usr/bin:/bin:/usr/local/sbin")
+        shell.until(b":/opt/profile=")
+        shell.until(b"tty=/dev/pts/0=/dev/pts/0=")
+        shell.until(b"from=127.0.0.1 ")
+        shell.type(b"exit 6\n")
+        assert shell.process.wait(20) == 6
+    finally:
+        shell.close()
+        roost.api.stop(name)

@@ -210,6 +210,10 @@ class Freeze(Wire, frozen=True):
     reclaim: bool = False  # also give back what memory its files' cache takes, and what can be swapped out
 
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # of a job that brings no PATH
+TERMINAL_NAME = "SSH_TTY"  # a variable that is given empty to a process with a terminal has the terminal's name
+
+
 class Terminal(Wire, frozen=True):
     rows: int = 24
     columns: int = 80

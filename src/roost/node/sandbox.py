@@ -32,6 +32,7 @@ from roost.node.metering import Meter
 from roost.node.pool import Pool
 from roost.node.processes import KEPT, Processes
 from roost.node.protocol import (
+    DEFAULT_PATH,
     Cause,
     Exec,
     ExecResult,
@@ -57,7 +58,7 @@ UNSAVED = "the files could not be saved ({});"
 KEPT_AS = "they are kept on this node as revision {}, and saving them is tried again when they are needed"
 TRIES = 3  # members that may turn out dead before the script has been started
 BASE_ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PATH": DEFAULT_PATH,
     "HOME": "/root",
     "USER": "root",
     "LOGNAME": "root",

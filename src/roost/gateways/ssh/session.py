@@ -20,7 +20,7 @@ from roost.errors import Conflict, NodeUnavailable, NotFound, RoostError
 from roost.gateways.ssh.older_clients import put_right
 from roost.gateways.ssh.streams import Inlet, Outlet
 from roost.gateways.ssh.visit import TRY_AGAIN, WAKE_WITHIN, Visit
-from roost.node.protocol import ChangeProcess, SessionEnd, StartProcess, Terminal
+from roost.node.protocol import DEFAULT_PATH, TERMINAL_NAME, ChangeProcess, SessionEnd, StartProcess, Terminal
 
 if TYPE_CHECKING:
     from roost.gateways.ssh.connection import Connection
@@ -30,11 +30,19 @@ Tool: TypeAlias = Literal["sftp-server", "scp", "rsync"]
 
 TOOLS = "/run/roost/tools"
 SFTP = [f"{TOOLS}/ld.so", "--library-path", TOOLS, f"{TOOLS}/sftp-server.bin"]
+# A PATH of the job's own comes before what /etc/profile sets in its place: a login shell that has read its profiles
+# becomes an interactive one. Shells that do not speak sh are left to themselves.
+_KEEP_PATH = (
+    "o=$IFS; IFS=:; for d in $PATH; do case :$ROOST_PATH: in *:$d:*) ;; *) ROOST_PATH=$ROOST_PATH:$d;; esac; done;"
+    ' IFS=$o; PATH=$ROOST_PATH; unset o d ROOST_PATH; exec "$SHELL" -i'
+)
 # The shell that the guest's own /etc/passwd gives root, found by a shell's own means: nothing else need be there.
 LOGIN_SHELL = (
     "t=; [ -r /etc/passwd ] && while IFS=: read -r n p u g c h s; do"
     ' [ "$n" = root ] && t=$s && break; done </etc/passwd;'
-    ' [ -x "$t" ] || t=/bin/sh; SHELL=$t; export SHELL; unset n p u g c h s; exec "$t" -l'
+    ' [ -x "$t" ] || t=/bin/sh; SHELL=$t; export SHELL; unset n p u g c h s;'
+    f' case $PATH:$t in {DEFAULT_PATH}:*|*fish|*csh|*nu) exec "$t" -l;; esac;'
+    f" ROOST_PATH=$PATH; export ROOST_PATH; exec \"$t\" -l -c '{_KEEP_PATH}'"
 )
 MICROVM = f"{TOOLS}/microvm"  # node/guest/microvm.c
 COPIERS: dict[str, Tool] = {"scp": "scp", "rsync": "rsync"}  # commands that clients send by themselves
@@ -220,8 +228,9 @@ class SandboxSession(asyncssh.SSHServerSession[bytes]):
         peer, own = self._channel.get_extra_info("peername"), self._channel.get_extra_info("sockname")
         if peer and own:
             environment["SSH_CONNECTION"] = f"{peer[0]} {peer[1]} {own[0]} {own[1]}"
+            environment["SSH_CLIENT"] = f"{peer[0]} {peer[1]} {own[1]}"
         if self._terminal is not None:
-            environment["TERM"] = self._term or "dumb"
+            environment |= {"TERM": self._term or "dumb", TERMINAL_NAME: ""}
         return StartProcess(
             arguments=self._arguments, environment=environment, terminal=self._terminal, tools=list(self._tools)
         )

@@ -405,6 +405,13 @@ static void reap(void) {
 
 struct command { uint32_t flags, uid, gid; uint16_t rows, columns; char *directory, **arguments, **environment; };
 
+/* Only here is known which one it got; of whoever wants to be told, the variable is there, and empty. */
+static void name_terminal(char **environment) {
+    static char word[64] = "SSH_TTY=";
+    for (char **e = environment; *e; e++)
+        if (!strcmp(*e, "SSH_TTY=") && !ttyname_r(0, word + strlen(*e), sizeof word - strlen(*e))) *e = word;
+}
+
 static _Noreturn void become(struct command *c, int in, int out, int err, int report) {
     sigset_t none;
     int error;
@@ -419,6 +426,7 @@ static _Noreturn void become(struct command *c, int in, int out, int err, int re
     if (c->gid || c->uid) {
         if (syscall(SYS_setgroups, 0, NULL) || setgid(c->gid) || setuid(c->uid)) goto out;
     }
+    if (c->flags & EXEC_PTY) name_terminal(c->environment);
     run_program(c->directory, c->arguments, c->environment);
 out:
     error = errno;

@@ -142,7 +142,7 @@ static int may(uid_t uid) {
 
 static int is_kept(const char *variable) {
     static const char *const kept[] = {"TERM=", "COLORTERM=", "LANG=", "LANGUAGE=", "LC_", "LS_COLORS=", "TZ=", "DISPLAY=",
-                                       "SSH_CONNECTION=", NULL};
+                                       "SSH_CONNECTION=", "SSH_CLIENT=", "SSH_TTY=", NULL};
     for (const char *const *one = kept; *one; one++)
         if (!strncmp(variable, *one, strlen(*one))) return 1;
     return 0;
