@@ -106,3 +106,13 @@ def test_credentials_belong_to_whoever_called_sudo(machine: Path, monkeypatch: p
     state = new_state(machine, "a")
     settle_credentials(state, "http://127.0.0.1:1")
     assert (state / "credentials.json").stat().st_uid == 12345
+
+
+def test_where_an_instance_is_may_be_known_to_every_user_while_it_runs(machine: Path) -> None:
+    state = new_state(machine, "a")
+    claimed = claim(state)
+    claimed.announce("http://127.0.0.1:9000")
+    assert instance.known_urls() == {state: "http://127.0.0.1:9000"}
+    assert stat.S_IMODE((claimed.runtime_dir / "url").stat().st_mode) == 0o644
+    claimed.release()
+    assert instance.known_urls() == {}

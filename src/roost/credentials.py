@@ -15,6 +15,7 @@ from roost.instance import Credentials
 from roost.logins import MagsLogin
 
 URL_VARIABLES = ("MAGS_API_URL", "ROOST_API_URL", "ROOST_URL")
+FIRST_USER = "`sudo roost user add NAME --role owner`"  # on the machine that runs Roost
 TOKEN_VARIABLES = ("MAGS_API_TOKEN", "MAGS_TOKEN", "ROOST_API_TOKEN", "ROOST_TOKEN")
 
 
@@ -90,8 +91,8 @@ def _read(state: Path) -> Credentials:
     try:
         return instance.read_credentials(state)
     except PermissionError:
-        text = f"you may not read {path}; use sudo, `roost login`, or set MAGS_API_URL and MAGS_API_TOKEN"
-        raise Unauthenticated(text) from None
+        text = f"you may not read {path}; `roost login` lets you in as a user of your own, whom {FIRST_USER} makes; or"
+        raise Unauthenticated(f"{text} use sudo, or set MAGS_API_URL and MAGS_API_TOKEN") from None
     except (FileNotFoundError, NotADirectoryError):
         text = (
             f"no Roost found: there is no {path}. Log in with `roost login --url URL`, start one with `sudo roost up`,"

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +93,17 @@ class Instance:
     def node_socket(self) -> Path:
         return self.runtime_dir / "node.sock"
 
+    def announce(self, api_url: str) -> None:
+        """Tell every user of this machine where it is; who they are there, it asks them itself."""
+        draft = self.runtime_dir / "url.new"
+        draft.write_text(f"{api_url}\n")
+        draft.chmod(0o644)
+        draft.replace(self.runtime_dir / "url")
+
     def release(self) -> None:
         """Give the number back, unless something of a sandbox is left: then the next start cleans up."""
         with _registry():
+            (self.runtime_dir / "url").unlink(missing_ok=True)
             if _owner(self.number) == self.state and not _leftovers(self.number):
                 shutil.rmtree(self.runtime_dir, ignore_errors=True)
             os.close(self.lock)
@@ -123,6 +131,17 @@ def known_states() -> Iterator[Path]:
         state = _owner(number)
         if state is not None and not _gone(state):
             yield state
+
+
+def known_urls() -> dict[Path, str]:
+    """Where the instances of this machine are, by their states; also for who may not read their credentials."""
+    found = dict[Path, str]()
+    for number in range(INSTANCES):
+        with suppress(OSError):
+            state, url = _owner(number), (RUN / str(number) / "url").read_text().strip()
+            if state is not None and url:
+                found[state] = url
+    return found
 
 
 def _gone(state: Path) -> bool:

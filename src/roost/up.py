@@ -84,6 +84,7 @@ def run(settings: UpSettings) -> None:
         doors = open_doors(settings)
         host, port = _address(doors["listen"])
         credentials = instance.settle_credentials(settings.state, f"http://{_in_url(_reachable(host))}:{port}")
+        claimed.announce(credentials.api_url)
         asyncio.run(_supervise(settings, claimed, account, doors, credentials, systemd))
     except (Conflict, Invalid):  # refused before anything started
         if fresh:

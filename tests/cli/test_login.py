@@ -13,6 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from roost import instance
+from roost.cli.login import server_here
+from roost.credentials import URL_VARIABLES
+from roost.errors import Conflict
 from tests.api.people import PASSWORD
 from tests.workspaces.conftest import TOKEN
 from tests.workspaces.test_commands import a_shell
@@ -73,7 +77,7 @@ async def test_a_login_by_browser_from_its_beginning_to_its_end(home: Home) -> N
     added = await home.roost("user", "add", "anna", "--role", "member", "--password", typed=f"{PASSWORD}\n")
     assert "User anna added" in added and "Password" not in added
 
-    process = await home.start("login", "--no-browser")
+    process = await home.start("login", "--no-browser", "--scope", "admin")
     assert process.stderr is not None
     async with asyncio.timeout(30):
         address = (await process.stderr.readline()).decode().split()[-1]
@@ -98,6 +102,44 @@ async def test_a_login_by_browser_from_its_beginning_to_its_end(home: Home) -> N
     token = json.loads(home.config.read_text())["token"]
     assert "Logged out" in await home.roost("logout")
     assert "not known" in await home.roost("whoami", "--api-url", home.url, "--token", token, status=1)
+
+
+def test_login_finds_the_instance_that_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*URL_VARIABLES, "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(instance, "RUN", tmp_path / "run")
+    assert server_here() == "http://127.0.0.1:8484"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    instance.claim(tmp_path / "a").announce("http://127.0.0.1:9000")
+    assert server_here() == "http://127.0.0.1:9000"
+    instance.claim(tmp_path / "b").announce("http://127.0.0.1:9001")
+    with pytest.raises(Conflict, match=r"--api-url: http://127\.0\.0\.1:9000, http://127\.0\.0\.1:9001"):
+        server_here()
+    monkeypatch.setattr(instance, "DEFAULT_STATE", tmp_path / "b")
+    assert server_here() == "http://127.0.0.1:9001"
+
+
+async def test_login_says_how_the_first_user_is_made_and_asks_for_no_more_than_most_need(home: Home) -> None:
+    process = await home.start("login", "--api-url", home.url)
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        address = (await process.stderr.readline()).decode().split()[-1]
+        await process.stderr.readline()
+        assert b"sudo roost user add NAME --role owner" in await process.stderr.readline()
+        added = await home.roost("user", "add", "anna", "--role", "owner", "--api-url", home.url, "--token", TOKEN)
+        password = re.search("Password: (.+)", added)
+        assert password is not None
+        async with httpx.AsyncClient(base_url=home.url, follow_redirects=True) as browser:
+            assert "sudo roost user add NAME" in (await browser.get(address)).text
+            await browser.post("/login", data={"user": "anna", "password": password[1]})
+            page = await browser.get(address)
+            assert "scope run" in page.text
+            await browser.post("/device", data=fields(page.text) | {"decision": "approve"})
+        await process.communicate()
+    assert process.returncode == 0
+    assert "login --scope admin" in await home.roost("user", "list", status=1)
 
 
 async def test_a_login_that_is_refused_keeps_nothing(home: Home) -> None:

@@ -112,6 +112,8 @@ def _refusal(answer: http.client.HTTPResponse) -> Exception:
     if answer.status == 401:
         cure = "`roost login`, or check MAGS_API_TOKEN and --token"
         return Unauthenticated(f"{text}; {cure}")
+    if answer.status == 403 and "scope admin" in text:
+        text += "; `roost login --scope admin` asks for it"
     return {404: NotFound, 409: Conflict}.get(answer.status, Invalid)(text)
 
 

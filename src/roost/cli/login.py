@@ -11,9 +11,9 @@ import click
 from roost import instance, logins
 from roost.cli.answers import as_json, print_json, word
 from roost.cli.connection import Api, Json, api_options
-from roost.cli.wording import note
-from roost.credentials import TOKEN_VARIABLES, URL_VARIABLES
-from roost.errors import Invalid, RoostError, Unauthenticated
+from roost.cli.wording import note, program
+from roost.credentials import FIRST_USER, TOKEN_VARIABLES, URL_VARIABLES
+from roost.errors import Conflict, Invalid, RoostError, Unauthenticated
 from roost.instance import Credentials
 from roost.logins import Login
 
@@ -27,15 +27,18 @@ SLOWER = 5  # seconds; RFC 8628, 3.5
 @click.command()
 @click.option("--api-url", "--url", "url", metavar="URL", help="The API's address [the one in use].")
 @click.option("--token", is_flag=False, flag_value=ASK, help="Keep this API token; without a value, ask for it.")
-@click.option("--scope", type=click.Choice(["read", "run", "admin"]), help="At most this much [all of your role].")
+@click.option(
+    "--scope", type=click.Choice(["read", "run", "admin"]), default="run", show_default=True,
+    help="At most this much; admin also manages tokens, users and teams.",
+)  # fmt: skip
 @click.option("--no-browser", is_flag=True, help="Only show the address to open.")
 @as_json
-def login(url: str | None, token: str | None, scope: str | None, no_browser: bool, raw: bool) -> None:
+def login(url: str | None, token: str | None, scope: str, no_browser: bool, raw: bool) -> None:
     """Log in: by a browser, here or on any other machine, or with --token by a token that you paste.
 
     What you get is kept in ~/.config/roost/config.json for later commands. MAGS_API_TOKEN and --token come before it.
     """
-    url = (url or _url()).rstrip("/")
+    url = (url or server_here()).rstrip("/")
     if token is None:
         token = _by_browser(Api(Credentials(url, "")), scope, no_browser)
     elif token == ASK:
@@ -76,12 +79,13 @@ def whoami(api: Api, raw: bool) -> None:
     print_json(who) if raw else click.echo(f"{_described(who)}; may {', '.join(who['scopes'])}; at {api.url}")
 
 
-def _by_browser(api: Api, scope: str | None, no_browser: bool) -> str:
+def _by_browser(api: Api, scope: str, no_browser: bool) -> str:
     """A token, when somebody who is logged in has let this program in."""
-    wanted = {"client_name": f"roost on {socket.gethostname()}"} | ({"scope": scope} if scope else {})
+    wanted = {"client_name": f"{program()} on {socket.gethostname()}", "scope": scope}
     device = api.call("POST", "/api/v1/device/code", wanted)
     click.echo(f"Open {device['verification_uri_complete']}", err=True)
     click.echo(f"and let in the device that shows {device['user_code']}", err=True)
+    note(f"who has no user yet is given one by whoever runs Roost, there: {FIRST_USER}")
     if not no_browser and _has_screen():
         webbrowser.open(device["verification_uri_complete"])
     deadline, pause = time.monotonic() + device["expires_in"], float(device["interval"])
@@ -116,19 +120,16 @@ def _set(*names: str) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
-def _url() -> str:
+def server_here() -> str:
     """Of the environment, of the last login, of the instance that runs here."""
     if named := _set(*URL_VARIABLES):
         return named
     if kept := logins.load():
         return kept.url
-    states = sorted(set(instance.known_states()))
-    if len(states) == 1:
-        try:
-            return instance.read_credentials(states[0]).api_url
-        except (OSError, Invalid):
-            pass
-    return LOCAL
+    known = instance.known_urls()
+    if len(known) > 1 and instance.DEFAULT_STATE not in known:
+        raise Conflict(f"several instances run here; choose one with --api-url: {', '.join(sorted(known.values()))}")
+    return known.get(instance.DEFAULT_STATE) or next(iter(known.values()), LOCAL)
 
 
 def _described(who: Json) -> str:
