@@ -116,6 +116,11 @@ def reason(error: OSError) -> str:
     return "it took too long" if isinstance(error, TimeoutError) else type(error).__name__
 
 
+def said(error: Exception) -> str:
+    """By a connection that failed; never empty, and no class's name where there are words."""
+    return reason(error) if isinstance(error, OSError) else str(error) or "it broke off"
+
+
 def condition_of(error: Exception, what: str) -> RoostError:
     """Of what nobody expected: the machine's words where it was the machine, else where the details are."""
     if isinstance(error, RoostError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from roost.errors import MachineFault, NoCapacity, NotFound, condition_of, reason
+from roost.errors import MachineFault, NoCapacity, NotFound, condition_of, reason, said
 from roost.node.cgroup import Cgroup, Hierarchies
 from roost.node.disk import Disks
 from roost.node.pool import Pool
@@ -112,4 +112,8 @@ async def test_a_node_that_cannot_start_says_on_which_path(tmp_path: Path) -> No
 async def test_a_condition_never_consists_of_a_class_name_or_of_nothing() -> None:
     assert str(condition_of(TimeoutError(), "x")).startswith("x: it took too long; ")
     assert str(condition_of(PermissionError(13, "Permission denied", "/x"), "x")).startswith("x: /x: Permission denied")
+    assert (said(ConnectionResetError(104, "Connection reset by peer")), said(EOFError())) == (
+        "Connection reset by peer",
+        "it broke off",
+    )
     assert str(condition_of(KeyError("secret"), "x")) == "x: internal error of the node, whose log has the details"

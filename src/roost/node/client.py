@@ -212,7 +212,7 @@ class NodeClient:
         try:
             connection = await self._session.ws_connect(path, timeout=limit, max_msg_size=MAX_STREAM_MESSAGE)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise errors.NodeUnavailable(f"the node does not answer: {error!r}") from error
+            raise errors.NodeUnavailable(f"the node does not answer: {errors.said(error)}") from error
         session = Session(connection)
         try:
             await session.start(process)
@@ -348,7 +348,7 @@ class NodeClient:
                     raise await _condition(response)
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError, EOFError, msgspec.DecodeError) as error:
-            raise errors.NodeUnavailable(f"the node does not answer: {error!r}") from error
+            raise errors.NodeUnavailable(f"the node does not answer: {errors.said(error)}") from error
 
 
 class _Outgoing:

@@ -532,7 +532,7 @@ def told(error: Exception) -> str:
     """For the user."""
     if isinstance(error, OSError):
         return reason(error)
-    return str(error) if isinstance(error, RoostError) else f"internal error of the node: {type(error).__name__}"
+    return str(error) if isinstance(error, RoostError) else "internal error of the node, whose log has the details"
 
 
 def _make_plain(disk: Disk, first_id: int) -> None:

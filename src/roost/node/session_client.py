@@ -13,7 +13,7 @@ from typing import Literal
 import aiohttp
 import msgspec
 
-from roost.errors import Conflict, NodeUnavailable
+from roost.errors import Conflict, NodeUnavailable, said
 from roost.node.protocol import (
     SESSION_CHUNK,
     SESSION_WINDOW,
@@ -135,7 +135,7 @@ class Session:
         try:
             await self._connection.send_bytes(_encode(message))
         except (aiohttp.ClientError, OSError) as error:
-            raise NodeUnavailable(f"the node does not answer: {error!r}") from error
+            raise NodeUnavailable(f"the node does not answer: {said(error)}") from error
 
     async def _read(self) -> None:
         try:
@@ -146,7 +146,7 @@ class Session:
                 if self._end is not None:
                     return
         except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
-            raise NodeUnavailable(f"the node does not answer: {error!r}") from error
+            raise NodeUnavailable(f"the node does not answer: {said(error)}") from error
         finally:
             self._roomy.set()
             self._came.set()

@@ -189,13 +189,13 @@ def main(arguments: list[str]) -> int:
         text = f"the files could not be read or written: {error.strerror or error}{where}"
         say({"event": "error", "condition": "StateUnwritable" if full else "RoostError", "error": text})
         return 1
-    except Exception as error:
+    except Exception:
         print_exc()
         say(
             {
                 "event": "error",
                 "condition": "RoostError",
-                "error": f"internal error of the sync process: {type(error).__name__}",
+                "error": "internal error of the sync process; the log of the node has the details",
             }
         )
         return 1
