@@ -154,7 +154,7 @@ class Trial:
     async def _attach(self) -> str:
         assert self.hold
         await self._member.mount([self.hold.path], members.IDLE)
-        await self._member.guest.attach("doctor")
+        await self._member.guest.attach("doctor", self._member.sight)
         self._member.forget_mounts()
         return "the image with ids mapped, below the sandbox's own disk"
 
