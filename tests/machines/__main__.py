@@ -8,6 +8,7 @@ reach is said to be skipped.
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,6 +25,10 @@ IMAGES = Path("/var/lib/roost/images")  # of this machine: building them anew ta
 MINUTES = 20
 TAIL = 40  # lines
 CHECKS = "cd roost && python3 -m tests.machines.checks"
+# What apt, dpkg and uv tell of each package
+NOISE = re.compile(
+    r"\(Reading database|Get:|Hit:|Selecting|Preparing|Unpacking|Setting up|Processing| \+ |Download|.*\"event\""
+)
 GROUPS = ("first", "limits", "sleep", "files", "doors", "cron", "kills")
 
 
@@ -39,6 +44,10 @@ class Run:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+        if not NOISE.match(text):
+            self.show(text)
+
+    def show(self, text: str) -> None:
         print(f"[{self.suite} {time.monotonic() - self.begun:5.0f} s] {text}", flush=True)
 
     def rest(self) -> float:
@@ -67,10 +76,7 @@ class Run:
         def follow() -> None:
             with lines_of(self.machine.ssh(f"cd roost && {command}"), self.rest()) as (process, lines):
                 for text in lines:
-                    if '"event"' not in text:
-                        self.say(text)
-                    else:
-                        self.said.append(text)
+                    self.say(text)
                     if "Roost is ready" in text:
                         ready.set()
                 status.append(process.wait())
