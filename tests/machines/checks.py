@@ -123,7 +123,7 @@ def memory_is_limited(api: Api) -> None:
 @check("limits", "brief")
 def processes_are_limited(api: Api) -> None:
     _, code, output, error = ended(api, MANY_THREADS, memory_mb=1024)  # they count as processes, and are made faster
-    assert (code, 500 < int(output or 1500) < 1100) == (0, True), (output, error)
+    assert (code, 100 < int(output or 1500) < 1100) == (0, True), (output, error)
 
 
 @check("limits", "brief")
