@@ -86,6 +86,7 @@ async def test_what_could_not_be_saved_is_named_and_recovered(shell: Shell) -> N
     for listing in ("list", "revisions w"):
         shown = await shell.roost("workspace", *listing.split())
         assert f"{revision} is not saved yet: the disk is full; roost workspace recover w" in shown
+    assert f"{revision} is kept and not saved yet" in await shell.roost("workspace", "check", "w", status=1)
     assert "they are kept" in await shell.roost("workspace", "recover", "w", status=1)
     node.kept_raw = None
     assert "1 revision(s) of workspace 'w' saved" in await shell.roost("workspace", "recover", "w")

@@ -90,7 +90,7 @@ class Check(msgspec.Struct, frozen=True):
     ok: bool
     checked: int  # revisions
     missing: list[str]  # revisions that are listed and that the node does not have
-    problems: list[str]  # of those in the object store, a sentence each
+    problems: list[str]  # of those in the object store, and what could not be saved yet; a sentence each
 
 
 @get("/mags-workspaces", summary="List workspaces, those used last first")
@@ -149,7 +149,7 @@ async def restore(request: Caller, plane: Plane, id: Name, data: Wanted) -> Rest
 )
 async def check(request: Caller, plane: Plane, id: Name, read_data: bool = False) -> Check:
     found = await workspace.find(plane.database, request.user.id, id)
-    checked, missing, stored, number = 0, list[str](), list[str](), 1
+    checked, missing, stored, unsaved, number = 0, list[str](), list[str](), list[str](), 1
     while listed := (await revisions.page(plane.database, found, number, 1000)).revisions:
         for one in listed:
             checked += 1
@@ -160,11 +160,13 @@ async def check(request: Caller, plane: Plane, id: Name, read_data: bool = False
             else:
                 await revisions.refresh(plane.database, one, known)
                 stored += [one.id] if known.stored else []
+                unsaved += [f"revision {one.id} is kept and not saved yet: {known.unsaved}"] if known.unsaved else []
         number += 1
     problems = list[str]()
     if stored:
         wanted = protocol.Check(account=request.user.id, revisions=stored, read_data=read_data)
         problems = (await plane.node.check(wanted)).problems
+    problems = unsaved + problems
     return Check(id, not missing and not problems, checked, missing, problems)
 
 

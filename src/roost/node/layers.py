@@ -190,11 +190,12 @@ class Layers:
     # mounts
 
     async def _mounted(self, id: str) -> Path:
+        point = self._directory / id
         async with self._lock(id):
-            if self._read(id).raw:
+            mounted = point.is_mount()
+            if not mounted and self._read(id).raw:
                 await self._finish_alone(id)
-            point = self._directory / id
-            if not point.is_mount():
+            elif not mounted:
                 point.mkdir(exist_ok=True)
                 await asyncio.to_thread(mount_image, self._image(id), point, linux.MS_RDONLY)
         if id not in self._pins:
