@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from roost import listening
 from roost.accounts.audit import Audit
+from roost.accounts.default_images import DefaultImages
 from roost.accounts.identity import identity_of
 from roost.accounts.oidc import provider_of
 from roost.accounts.quotas import Quotas, defaults
@@ -113,6 +114,8 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
             ):
                 routes = Routes(database, live, hosts, Admission(key.derive(SIGNED_LINKS)))
                 tokens, images = Tokens(database), Images(node)
+                default_images = DefaultImages(database, settings.default_image)
+                await default_images.load()
                 identity = identity_of(database, tokens, key, settings)
                 plane = ControlPlane(
                     database,
@@ -132,6 +135,7 @@ async def control_plane(settings: ServeSettings, first_token: str) -> None:
                     microvms,
                     quotas,
                     audit,
+                    default_images,
                 )
                 async with http_gateway(routes, node, settings, tracer) as gateway:
                     await _run(plane, listener, gateway)

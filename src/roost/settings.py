@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+STANDARD = "standard"  # the image that `make setup` builds
 OIDC_SECRET_VARIABLE = "ROOST_OIDC_CLIENT_SECRET"  # noqa: S105 - the name of an environment variable
 LogFormat: TypeAlias = Literal["auto", "text", "json"]  # auto: text on a terminal, else JSON
 
@@ -36,6 +37,7 @@ class ServeSettings:
     ssh: str = "127.0.0.1:2222"  # HOST:PORT
     ssh_host: str | None = None  # the name that clients are told; None: of the API's own request
     ssh_ports: tuple[int, int] | None = None  # first and last of those that jobs may have to themselves
+    default_image: str = STANDARD  # of jobs that name none, where their account chose none
     registries: tuple[str, ...] = ()  # of images, besides the public ones; http://HOST for one without TLS
     otlp_endpoint: str | None = None  # base URL of what receives traces; None: there are none
     default_quotas: tuple[str, ...] = ()  # NAME=VALUE, of every account but the first

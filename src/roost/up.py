@@ -25,7 +25,7 @@ from roost.listening import address_of, bound
 from roost.node import protocol
 from roost.program import FIRST_KEPT, Program, environment, exit_status, launch, manner, roost, say
 from roost.service import Systemd
-from roost.settings import OIDC_SECRET_VARIABLE, LogFormat, ServeSettings
+from roost.settings import OIDC_SECRET_VARIABLE, STANDARD, LogFormat, ServeSettings
 from roost.tracing import require_endpoint
 
 Connect = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -73,7 +73,7 @@ def run(settings: UpSettings) -> None:
     certificate_places(settings.serving)
     require_endpoint(settings.serving.get("otlp_endpoint"))
     require_tls(settings.serving)
-    require_image(settings.images)
+    require_image(settings.images, settings.serving.get("default_image", STANDARD))
     doctor.require(settings.images, settings.runtime)
     os.umask(0o022)
     fresh = not settings.state.exists()
@@ -219,13 +219,18 @@ def require_tls(options: dict[str, Any]) -> None:
         raise Invalid(f"{option} is for TLS, which nothing listens for: give --gateway-tls HOST:PORT as well")
 
 
-def require_image(images: Path) -> None:
-    """Raises SetupMissing where there is nothing to start a sandbox from."""
+def require_image(images: Path, default: str) -> None:
+    """Raises SetupMissing where there is nothing to start a sandbox from, or not what most are to start from."""
     try:
-        empty = not any((images / "names").glob("*.json"))
+        names = {path.stem for path in (images / "names").glob("[!.]*.json")}
     except OSError as error:
         raise SetupMissing(f"{images} cannot be read: {error.strerror}") from error
-    if empty:
+    if names and default not in {*names, STANDARD}:
+        raise SetupMissing(
+            f"--default-image: there is no image {default!r} in {images}, only {', '.join(sorted(names))}. Start Roost "
+            f"without the option and make it: `roost image pull REFERENCE --name {default}`"
+        )
+    if not names:
         raise SetupMissing(
             f"there is no image in {images}, so no job could start; `make setup` builds one, as does "
             f"`roost node-image ensure standard --images {shlex.quote(str(images))}` as root"

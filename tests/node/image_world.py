@@ -1,6 +1,7 @@
 """Material for the image tests: tarballs of every shape, OCI layouts by umoci, and a registry that really serves."""
 
 import contextlib
+import hashlib
 import io
 import os
 import signal
@@ -118,6 +119,19 @@ class Layout:
             packed = layer.save(self.path.with_name(f"{self.path.name}-{tag}-{number}.tar"))
             self._umoci("raw", "add-layer", "--image", f"{self.path}:{tag}", str(packed))
         return self
+
+    def configure(self, tag: str, *options: str) -> "Layout":
+        self._umoci("config", "--image", f"{self.path}:{tag}", *options)
+        return self
+
+    def blob(self, digest: str) -> bytes:
+        return (self.path / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes()
+
+    def add(self, data: bytes) -> str:
+        """Its digest."""
+        name = hashlib.sha256(data).hexdigest()
+        (self.path / "blobs/sha256" / name).write_bytes(data)
+        return f"sha256:{name}"
 
     def archive(self) -> bytes:
         return packed_with(["tar", "-C", str(self.path), "-cf", "-", "."], b"")

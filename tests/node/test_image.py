@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.errors import Invalid, NotFound, TooLarge
+from roost.errors import Conflict, Invalid, NotFound, TooLarge
 from roost.node.images import ImageStore
 from roost.node.images import store as store_module
 
@@ -215,24 +215,47 @@ async def test_a_replaced_image_stays_for_those_who_hold_it(store: ImageStore, s
     assert contents(tmp_path) == [store.rootfs("app").name]
 
 
-async def test_a_removed_image_is_gone_by_name_and_stays_for_those_who_hold_it(
-    store: ImageStore, shell: bytes, tmp_path: Path
-) -> None:
+async def test_an_image_that_is_in_use_is_not_removed(store: ImageStore, shell: bytes, tmp_path: Path) -> None:
     await store.import_archive("app", in_chunks(root_with(shell).bytes()), quiet)
     first, second = store.hold("app"), store.hold("app")
+    with pytest.raises(Conflict, match=r"2 sandbox\(es\) on this machine run in it; stop them"):
+        await store.remove("app")
+    first.release()
+    with pytest.raises(Conflict, match="1 sandbox"):
+        await store.remove("app")
+    assert [image.name for image in store.list()] == ["app"]
+    second.release()
+    second.release()
     await store.remove("app")
     assert store.list() == []
-    with pytest.raises(NotFound):
-        store.hold("app")
-    first.release()
-    await store.collect()
-    assert (second.path / "bin/sh").exists()
-    second.release()
-    second.release()
-    await store.collect()
-    assert contents(tmp_path) == work(tmp_path) == os.listdir(tmp_path / "images/holds") == []
+    left = [*contents(tmp_path), *work(tmp_path), *os.listdir(tmp_path / "images/holds")]
+    assert left + os.listdir(tmp_path / "images/configs") == []
     with pytest.raises(NotFound):
         await store.remove("app")
+
+
+async def test_an_image_that_revisions_of_a_node_stand_on_stays(
+    store: ImageStore, shell: bytes, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    node = ImageStore(tmp_path / "images", keeper=state)
+    await store.import_archive("app", in_chunks(root_with(shell).bytes()), quiet)
+    content = store.list()[0].content
+    node.keep(content)
+    with pytest.raises(Conflict, match="workspaces stand on it; delete them first"):
+        await store.remove("app")
+    await store.import_archive("app", in_chunks(root_with(shell).bytes()), quiet)
+    newer = store.list()[0].content
+    assert sorted(contents(tmp_path)) == sorted([content, newer]), "what a name no longer means is kept, too"
+    ImageStore(tmp_path / "images", keeper=state).keep_only({newer, "0" * 16})
+    assert await store.collect() == 1
+    assert contents(tmp_path) == [newer]
+    with pytest.raises(Conflict, match="workspaces"):
+        await store.remove("app")
+    state.rmdir()  # that node is no more
+    await store.remove("app")
+    assert contents(tmp_path) == os.listdir(tmp_path / "images/kept") == []
 
 
 async def test_two_imports_of_one_name_leave_one_whole_image(store: ImageStore, shell: bytes, tmp_path: Path) -> None:
@@ -304,8 +327,8 @@ async def test_a_hold_of_another_process_protects_and_its_crash_leaves_time_to_c
     holder = node(tmp_path, 'hold = store.hold("app")\nprint(hold.content, flush=True)\ntime.sleep(600)')
     assert holder.stdout is not None
     content = holder.stdout.readline().strip()
-    await store.remove("app")
-    assert contents(tmp_path) == [content]
+    await store.import_archive("app", in_chunks(root_with(shell).bytes()), quiet)
+    assert content in contents(tmp_path)
     kill(holder)
     assert await store.collect() == 0
     with store.hold_content(content) as again:
@@ -313,7 +336,7 @@ async def test_a_hold_of_another_process_protects_and_its_crash_leaves_time_to_c
         assert await store.collect() == 0
         assert (again.path / "bin/sh").exists()
     assert await store.collect() == 1
-    assert contents(tmp_path) == []
+    assert contents(tmp_path) == [store.rootfs("app").name]
     with pytest.raises(NotFound):
         store.hold_content(content)
 

@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from roost.cli.machine import node_image
 from roost.errors import Invalid, NotFound, SetupMissing
 from roost.node.images import ImageStore, build
 from roost.node.images.sources import KEYRINGS, Host, Source, choose, deb822_sources, one_line_sources
-from roost.node.protocol import BuildImage
+from roost.node.protocol import BuildImage, Image
 
 from .image_world import run_inside
 
@@ -33,6 +35,8 @@ async def test_the_standard_image_has_what_scripts_expect(standard_root: Path) -
         assert run_inside(standard_root, "/bin/sh", "-c", f"command -v {program}").strip()
     assert "pip" in run_inside(standard_root, "python3", "-m", "pip", "--version")
     assert run_inside(standard_root, "python3", "-c", "import venv, ssl, sqlite3; print('fine')") == "fine\n"
+    assert run_inside(standard_root, "apt-get", "-s", "autoremove").splitlines()[-1].startswith("0 upgraded")
+    assert "LOCAL" in run_inside(standard_root, "dpkg-divert", "--listpackage", "/bin/sh")
     assert os.listdir(standard_root / "dev") == []
     assert not (standard_root / "etc/machine-id").exists()
     assert not list(standard_root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"))
@@ -54,13 +58,66 @@ async def test_an_image_is_built_with_further_packages(tmp_path: Path) -> None:
     said: list[str] = []
     image = await store.build("tools", BuildImage(packages=["jq"]), said.append)
     root = store.rootfs("tools")
-    assert image.source.startswith("build: ")
+    assert image.source.startswith("build: ") and image.source.endswith(" with jq")
+    assert image.recipe == build.recipe(BuildImage(packages=["jq"]))
     assert image.size < 350_000_000
     assert run_inside(root, "/bin/sh", "-c", "echo '{\"a\":1}' | jq .a") == "1\n"
     assert build.certificates(Path("/", build.BUNDLE)) <= build.certificates(root / build.BUNDLE)
     assert os.listdir(root / "dev") == []
     assert len(said) >= 6
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+@needs_root
+def test_the_standard_image_is_small_enough(standard_root: Path) -> None:
+    image = next(image for image in ImageStore(SHARED).list() if image.name == "standard")
+    assert image.size < 350_000_000
+    assert image.recipe == build.recipe(BuildImage()), "`make setup` builds it anew"
+
+
+def test_a_recipe_follows_from_the_definition(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = build.recipe(BuildImage())
+    assert first == build.recipe(BuildImage())
+    assert first != build.recipe(BuildImage(packages=["jq"]))
+    for name, changed in (
+        ("PACKAGES", (*build.PACKAGES, "jq")),
+        ("LEFT_OUT", ()),
+        ("FILES", build.FILES | {"etc/motd": "x"}),
+        ("PREPARE", ":"),
+        ("INSIDE", tmp_path),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(build, name, changed)
+            assert build.recipe(BuildImage()) != first, name
+
+
+@needs_root
+def test_an_image_is_built_anew_only_where_its_definition_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    async def image(_: ImageStore, name: str, request: BuildImage, progress: object) -> Image:
+        built.append(name)
+        return stands(recipe=build.recipe(request))
+
+    def stands(**fields: str) -> Image:
+        source = build.source_of(BuildImage())
+        known = {"name": "standard", "digest": "sha256:0", "size": 1, "source": source, "created_ns": 1}
+        return Image(**(known | fields))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageStore, "build", image)
+    for there, builds in (
+        (None, True),
+        (stands(recipe=build.recipe(BuildImage())), False),
+        (stands(recipe="another"), True),
+        (stands(recipe="another", source="pull: docker://docker.io/library/alpine:3"), False),
+        (stands(recipe="another", source=f"{build.source_of(BuildImage())} with jq"), False),
+    ):
+        built.clear()
+        monkeypatch.setattr(ImageStore, "list", lambda _, there=there: [there] if there else [])
+        CliRunner().invoke(node_image, ["ensure", "standard", "--images", str(tmp_path)], catch_exceptions=False)
+        assert built == (["standard"] if builds else []), there
 
 
 async def test_what_is_no_package_or_suite_is_refused(tmp_path: Path) -> None:

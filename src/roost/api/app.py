@@ -170,6 +170,8 @@ ROUTES = [
     images.build,  #        POST   /images/{name}/build
     images.import_archive,  # POST /images/{name}/import
     images.remove,  #       DELETE /images/{name}
+    images.show_default,  #    GET    /default-image
+    images.choose_default,  #  PUT    /default-image
     ssh_keys.add,  #        POST   /ssh-keys
     ssh_keys.list_keys,  #  GET    /ssh-keys
     ssh_keys.remove,  #     DELETE /ssh-keys/{key_id}

@@ -131,7 +131,7 @@ async def create(request: Caller, plane: Plane, data: NewCron) -> CronJob:
         raise Invalid("name: missing; give the cron job a name")
     if not data.cron_expression:
         raise Invalid(f"cron_expression: missing; give {times.HOW}")
-    order = checked(order_of(_submission(data), plane.placement.machine))
+    order = checked(order_of(_submission(data), plane.placement.machine, plane.default_images.of(request.user.id)))
     await plane.images.require(order.image)
     now_ns, id, zone = plane.scheduler.clock.now_ns(), ids.cron_id(), data.timezone or "UTC"
     times.check(data.cron_expression, zone, now_ns)
@@ -165,7 +165,7 @@ async def show(request: Caller, plane: Plane, id: CronId) -> CronJob:
 async def change(request: Caller, plane: Plane, id: CronId, data: CronChange) -> CronJob:
     cron = await rows.find(plane.database, request.user.id, id)
     old = rows.order_of(plane.secret, cron)
-    order = checked(order_of(_changed(_as_submitted(cron, old), data), plane.placement.machine))
+    order = checked(order_of(_changed(_as_submitted(cron, old), data), plane.placement.machine, old.image))
     if order.image != old.image:
         await plane.images.require(order.image)
     now_ns = plane.scheduler.clock.now_ns()

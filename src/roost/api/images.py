@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated
 
 import msgspec
-from litestar import Request, delete, get, post
+from litestar import Request, delete, get, post, put
 from litestar.datastructures import State
 from litestar.params import Parameter
 from litestar.response import Stream
@@ -13,9 +13,10 @@ from roost.accounts.tokens import Account
 from roost.api.bodies import JsonBody
 from roost.api.mags import Stopped
 from roost.api.output import begun
-from roost.api.plane import Plane
+from roost.api.plane import ControlPlane, Plane
 from roost.clock import rfc3339
-from roost.errors import Invalid, RoostError
+from roost.errors import Conflict, Invalid, NotFound, RoostError
+from roost.jobs.image_use import uses
 from roost.node.protocol import BuildImage, Image, Progress, PullImage
 from roost.sandboxes.images import image_name
 
@@ -46,6 +47,16 @@ class ImageProgress(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     done: ImageRecord | None = None
     error: str | None = None
+
+
+class ChosenImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str | None, msgspec.Meta(description="Of an image; null: the installation's default")]
+
+
+class DefaultImage(msgspec.Struct, frozen=True):
+    name: str
+    chosen: bool  # by your account; otherwise it is the installation's
+    installation: str
 
 
 class Pull(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,11 +115,46 @@ async def import_archive(request: Caller, plane: Plane, name: Name) -> Stream:
     return await _told(plane.node.import_image(image_name("name", name), request.stream()))
 
 
-@delete("/images/{name:str}", status_code=200, summary="Remove an image", opt=INSTALLATION)
+@delete(
+    "/images/{name:str}", status_code=200, summary="Remove an image", opt=INSTALLATION,
+    description="Refused, with the reason, while it is the default image or sandboxes, workspaces, jobs or schedules "
+    "need it. One that was pulled for a job is pulled again when a job needs it.",
+)  # fmt: skip
 async def remove(plane: Plane, name: Name) -> Stopped:
+    image_name("name", name)
+    found = next((image for image in await plane.node.images() if image.name == name), None)
+    if found is None:
+        raise NotFound(f"there is no image {name!r}; `roost image list` shows those that there are")
+    default = plane.default_images.uses(name)
+    hindrances = [*([default] if default else []), *await uses(plane.database, plane.secret, name, found.content)]
+    if hindrances:
+        raise Conflict(f"image {name!r} is in use: {'. '.join(hindrances)}")
     plane.images.forget(name)
-    await plane.node.remove_image(image_name("name", name))
+    await plane.node.remove_image(name, unlisted=found.content)
     return Stopped(True, f"Image {name!r} removed")
+
+
+@get("/default-image", summary="Show the image of jobs that name none")
+async def show_default(request: Caller, plane: Plane) -> DefaultImage:
+    return _default(plane, request.user.id)
+
+
+@put(
+    "/default-image", dto=JsonBody, return_dto=None, opt={"scope": "admin"},
+    summary="Choose the image of your account's jobs that name none",
+    description="It holds from the next submission on. Cron jobs and schedules keep their image.",
+)  # fmt: skip
+async def choose_default(request: Caller, plane: Plane, data: ChosenImage) -> DefaultImage:
+    name = data.name or None
+    if name is not None:
+        await plane.images.require(image_name("name", name), "name")
+    await plane.default_images.choose(request.user.id, name)
+    return _default(plane, request.user.id)
+
+
+def _default(plane: ControlPlane, account_id: int) -> DefaultImage:
+    defaults = plane.default_images
+    return DefaultImage(defaults.of(account_id), defaults.chosen(account_id) is not None, defaults.installation)
 
 
 async def _told(steps: AsyncIterator[Progress]) -> Stream:

@@ -127,7 +127,7 @@ async def submit(request: Caller, plane: Plane, data: Submission) -> Accepted:
     if data.type == URL:
         text = await fetched((data.script or "").strip(), plane.outward)
         data = msgspec.structs.replace(data, type=INLINE, script=text)
-    order = order_of(data, plane.placement.machine)
+    order = order_of(data, plane.placement.machine, plane.default_images.of(request.user.id))
     await plane.images.require(order.image)
     await require_files(plane, request.user.id, order)
     job = await plane.live.submit(request.user.id, order)

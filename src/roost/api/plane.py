@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from litestar.params import Dependency
 
 from roost.accounts.audit import Audit
+from roost.accounts.default_images import DefaultImages
 from roost.accounts.identity import Identity
 from roost.accounts.quotas import Quotas
 from roost.accounts.tokens import Tokens
@@ -45,6 +46,7 @@ class ControlPlane:
     microvms: MicroVMs
     quotas: Quotas
     audit: Audit
+    default_images: DefaultImages
 
 
 Plane: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]  # as a handler's parameter

@@ -383,7 +383,7 @@ def order_for(plane: ControlPlane, saved: SavedJob, environment: dict[str, str])
         timeout=None if definition.persist else MAX_TIMEOUT,
         file_ids=definition.file_ids,
     )
-    order = order_of(submission, plane.placement.machine)
+    order = order_of(submission, plane.placement.machine, plane.default_images.of(saved.account_id))
     port_of("proxy_port", definition.proxy_port)
     order = dataclasses.replace(order, keeping=dataclasses.replace(order.keeping, stateful=definition.stateful))
     if definition.kind != "docker":

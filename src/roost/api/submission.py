@@ -21,7 +21,6 @@ MAX_DISK_GB = 64
 MAX_TIMEOUT = 86_400  # seconds
 MIN_MEMORY_MB = 32
 MIN_VCPUS = 0.1
-IMAGE = "standard"
 INLINE = "inline"
 URL = "url"
 VCPUS = 2.0
@@ -48,7 +47,9 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Annotated[str | None, _note('"inline" (default), or "url": script is the URL of its text')] = None
     name: Annotated[str | None, _note("At most 128 characters, no slashes; made up when absent")] = None
     environment: Annotated[dict[str, str] | None, _note("Variables; at most 128 KiB in all")] = None
-    rootfs_type: Annotated[str | None, _note('Name of an image; default "standard"')] = None
+    rootfs_type: Annotated[
+        str | None, _note('Name of an image; default: GET /default-image, "standard" as installed')
+    ] = None
     disk_gb: Annotated[int | None, _note("1 to 64; default 2")] = None
     vcpus: Annotated[float | None, _note("0.1 to the machine's; default 2")] = None
     memory_mb: Annotated[int | None, _note("32 to 90 % of the machine's; default 1024")] = None
@@ -89,7 +90,7 @@ class Magic:
     no_sleep: bool
 
 
-def order_of(submission: Submission, machine: Machine) -> Order:
+def order_of(submission: Submission, machine: Machine, default_image: str) -> Order:
     """Raises Invalid, and TooLarge for a script beyond its limit."""
     magic = _magic(submission.environment or {})
     image = _agreed("rootfs_type", submission.rootfs_type or None, "__MAGS_ROOTFS_TYPE", magic.image)
@@ -99,7 +100,7 @@ def order_of(submission: Submission, machine: Machine) -> Order:
     return Order(
         work=Work(_script(submission), _environment(magic.environment)),
         name=_name(submission.name),
-        image=image_name("rootfs_type", image or IMAGE),
+        image=image_name("rootfs_type", image or default_image),
         vcpus=_within("vcpus", submission.vcpus, MIN_VCPUS, machine.cpus, min(VCPUS, machine.cpus)),
         memory_mb=_within("memory_mb", memory, MIN_MEMORY_MB, most_memory, min(MEMORY_MB, most_memory)),
         disk_gb=_within("disk_gb", submission.disk_gb, 1, MAX_DISK_GB, DISK_GB),

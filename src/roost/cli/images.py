@@ -14,9 +14,10 @@ import click
 from roost.cli import progress
 from roost.cli.answers import as_json, print_json, print_line, print_table, word
 from roost.cli.connection import Api, Interrupted, Json, api_options
-from roost.errors import RoostError
+from roost.errors import Invalid, RoostError
 
 IMAGES = "/api/v1/images"
+DEFAULT = "/api/v1/default-image"
 SILENCE = 1800.0  # seconds; unpacking a large layer says nothing meanwhile
 MAX_LINE = 1024 * 1024  # bytes of one line of progress
 # how a step's words begin -> parts of 100 that are done by then; of a build of 67 seconds with 300 MB of packages
@@ -29,7 +30,7 @@ SHARES = {
 
 @click.group()
 def image() -> None:
-    """List, import, pull and build images."""
+    """List, import, pull, build and remove images, and choose the default one."""
 
 
 @image.command("list")
@@ -62,12 +63,46 @@ def import_image(api: Api, file: Path, name: str | None, raw: bool) -> None:
 @click.argument("reference")
 @click.option("-n", "--name", help="The image's name; default: the last part of REFERENCE.")
 @click.option("--insecure", is_flag=True, help="Accept a registry without valid TLS.")
+@click.option("--default", "chosen", is_flag=True, help="Your jobs that name no image start from it from now on.")
 @as_json
 @api_options
-def pull(api: Api, reference: str, name: str | None, insecure: bool, raw: bool) -> None:
+def pull(api: Api, reference: str, name: str | None, insecure: bool, chosen: bool, raw: bool) -> None:
     """Pull REFERENCE from a registry, for example alpine:3.20 or docker://HOST:5000/NAME:TAG."""
     body = {"reference": reference, "tls_verify": not insecure}
-    _show(_steps(api, name or default_name(reference), "pull", json.dumps(body).encode()), raw)
+    name = name or default_name(reference)
+    _show(_steps(api, name, "pull", json.dumps(body).encode()), raw)
+    if chosen:
+        _tell_default(api.call("PUT", DEFAULT, {"name": name}), raw)
+
+
+@image.command()
+@click.argument("name", required=False)
+@click.option("--unset", is_flag=True, help="Take what the installation has (`roost up --default-image`).")
+@as_json
+@api_options
+def default(api: Api, name: str | None, unset: bool, raw: bool) -> None:
+    """Show or choose the image of your account's jobs that name none."""
+    if name and unset:
+        raise Invalid("give NAME or --unset, not both")
+    answer = api.call("PUT", DEFAULT, {"name": name}) if name or unset else api.call("GET", DEFAULT)
+    _tell_default(answer, raw)
+
+
+def _tell_default(answer: Json, raw: bool) -> None:
+    if raw:
+        return print_json(answer)
+    whose = "chosen for your account" if answer["chosen"] else "the installation's"
+    return click.echo(f"default image: {answer['name']} ({whose})")
+
+
+@image.command()
+@click.argument("name")
+@as_json
+@api_options
+def remove(api: Api, name: str, raw: bool) -> None:
+    """Remove the image NAME; refused while anything needs it."""
+    answer = api.call("DELETE", f"{IMAGES}/{urllib.parse.quote(name, safe='')}")
+    print_json(answer) if raw else click.echo(answer["message"])
 
 
 def default_name(reference: str) -> str:

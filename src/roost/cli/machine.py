@@ -18,6 +18,7 @@ from roost.cli.answers import as_json, print_json
 from roost.cli.screen import Screen
 from roost.errors import Conflict, Invalid, SetupMissing, StateUnwritable
 from roost.instance import DEFAULT_IMAGES, DEFAULT_STATE
+from roost.settings import STANDARD
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)  # root may read what its caller may not
 FILE = click.Path(path_type=Path, dir_okay=False, readable=False)  # the control plane says what to do about one
@@ -110,6 +111,9 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--ssh-ports", type=PORTS, metavar="LOW-HIGH", help="For jobs that want a port of their own."),
         click.option(
             "--registry", "registries", multiple=True, metavar="HOST", help="Jobs may use its images, too; repeatable."
+        ),
+        click.option(
+            "--default-image", default=STANDARD, show_default=True, metavar="NAME", help="Of jobs that name none."
         ),
         click.option("--audit-days", type=click.IntRange(min=0), default=90, show_default=True, help="0: for ever."),
         click.option(
@@ -218,19 +222,22 @@ def node_image() -> None:
 @click.argument("name")
 @click.option("--images", type=DIRECTORY, default=DEFAULT_IMAGES, show_default=True)
 def ensure(name: str, images: Path) -> None:
-    """Build NAME from the distribution's packages, unless it is there."""
+    """Build NAME from the distribution's packages, unless it is there and would be made the same way now."""
     import asyncio
 
     from roost.node.images import ImageStore
+    from roost.node.images.build import recipe, source_of
     from roost.node.protocol import BuildImage
 
     if os.geteuid() != 0:
         raise SetupMissing(f"the images in {images} belong to root; use sudo")
-    store = ImageStore(images)
-    if any(image.name == name for image in store.list()):
+    store, request = ImageStore(images), BuildImage()
+    there = next((image for image in store.list() if image.name == name), None)
+    if there and (there.recipe == recipe(request) or there.source != source_of(request)):  # somebody made it otherwise
         return click.echo(f"image {name} is there")
-    click.echo(f"building image {name} from packages; this takes half a minute or a few", err=True)
-    built = asyncio.run(store.build(name, BuildImage(), lambda line: click.echo(f"  {line}", err=True)))
+    why = "what it is made of has changed; workspaces keep the one that they stand on" if there else "from packages"
+    click.echo(f"building image {name} ({why}); this takes a minute or a few", err=True)
+    built = asyncio.run(store.build(name, request, lambda line: click.echo(f"  {line}", err=True)))
     return click.echo(f"image {built.name}: {built.size / 1e6:.0f} MB, {built.digest}")
 
 

@@ -56,7 +56,7 @@ COMMANDS = {
     "team": ("teams", "team", "Share an account with others."),
     "usage": ("usage", "usage", "Show what your account has used."),
     "pool": ("jobs", "pool", "Show the pool of warm sandboxes."),
-    "image": ("images", "image", "List, import, pull and build images."),
+    "image": ("images", "image", "List, pull, build, import and remove images."),
     "mcp": ("mcp", "mcp", "Serve tools for AI agents (Model Context Protocol)."),
     "skill": ("skill", "skill", "Teach AI coding agents to use Roost."),
     "completion": ("completion", "completion", "Print what makes a shell complete our commands."),

@@ -32,6 +32,7 @@ accounts = Table(
     Column("name", String, nullable=False, unique=True),
     Column("created_ns", BigInteger, nullable=False),
     Column("jobs", Integer, nullable=False, server_default=text("0")),  # that it has: to count rows takes too long
+    Column("default_image", String),  # what its jobs start from where they name none; none: the installation's
 )
 
 tokens = Table(

@@ -97,7 +97,7 @@ _JOBS = select(*(jobs.c[name] for name in Job.__struct_fields__))
 _RUN_COLUMNS = [cron_runs.c[name] for name in CronRun.__struct_fields__]
 
 
-def _cron(row: Row[Any]) -> Cron:
+def of_row(row: Row[Any]) -> Cron:
     return Cron(**cast("dict[str, Any]", row._mapping))  # pyright: ignore[reportPrivateUsage]
 
 
@@ -134,7 +134,7 @@ def inserted(cron: Cron) -> Executable:
 async def of_account(database: Database, account_id: int) -> list[Cron]:
     """The newest first."""
     mine = select(*_COLUMNS).where(crons.c.account_id == account_id, ~_IS_SCHEDULE)
-    return [_cron(row) for row in await database.read(mine.order_by(crons.c.created_ns.desc(), crons.c.id))]
+    return [of_row(row) for row in await database.read(mine.order_by(crons.c.created_ns.desc(), crons.c.id))]
 
 
 async def find(database: Database, account_id: int, cron_id: str) -> Cron:
@@ -143,7 +143,7 @@ async def find(database: Database, account_id: int, cron_id: str) -> Cron:
     rows = await database.read(mine.where(crons.c.id == cron_id))
     if not rows:
         raise NotFound(f"there is no cron job {cron_id[:80]!r}; GET /api/v1/mags-cron lists yours")
-    return _cron(rows[0])
+    return of_row(rows[0])
 
 
 async def with_last(database: Database, listed: list[Cron]) -> list[Listed]:
@@ -188,7 +188,7 @@ _BY_ID = select(*_COLUMNS).where(crons.c.id == bindparam("cron", type_=String))
 
 async def read(database: Database, cron_id: str) -> Cron | None:
     rows = await database.read(_BY_ID, cron=cron_id)
-    return _cron(rows[0]) if rows else None
+    return of_row(rows[0]) if rows else None
 
 
 async def next_due(database: Database) -> int | None:
@@ -200,7 +200,7 @@ async def next_due(database: Database) -> int | None:
 
 async def due(database: Database, until_ns: int, most: int) -> list[Cron]:
     query = select(*_COLUMNS).where(crons.c.next_ns.is_not(None), crons.c.next_ns <= until_ns)
-    return [_cron(row) for row in await database.read(query.order_by(crons.c.next_ns).limit(most))]
+    return [of_row(row) for row in await database.read(query.order_by(crons.c.next_ns).limit(most))]
 
 
 def _forget_old() -> Executable:

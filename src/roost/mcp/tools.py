@@ -89,7 +89,9 @@ class Tools:
         timeout: Annotated[
             int | None, Field(ge=1, description="Seconds until the script is ended; 300 unless persistent")
         ] = None,
-        image: Annotated[str | None, Field(description="Root file system; default standard (Debian, Python 3)")] = None,
+        image: Annotated[
+            str | None, Field(description="Root file system; default the account's, as installed Debian")
+        ] = None,
         wait: Annotated[
             float | None,
             Field(

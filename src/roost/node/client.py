@@ -160,8 +160,9 @@ class NodeClient:
         async for progress in self._stream("POST", _image(name) + "/import", Progress, chunks):
             yield progress
 
-    async def remove_image(self, name: str) -> None:
-        await self._call("DELETE", _image(name), None)
+    async def remove_image(self, name: str, unlisted: str = "") -> None:
+        """unlisted: a content that no listed revision stands on. Raises Conflict while it is in use, NotFound."""
+        await self._call("DELETE", f"{_image(name)}?unlisted={unlisted}", None)
 
     # processes
 

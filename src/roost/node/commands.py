@@ -3,26 +3,33 @@
 from roost.errors import Invalid
 from roost.node.guest.channel import GuestProcess
 from roost.node.guest.frames import Command
+from roost.node.images.config import HOME, Config
 from roost.node.protocol import ChangeProcess, StartProcess, Terminal
 
 LAST_SIGNAL = 64
 UNKNOWN = "the sandbox ended, so the exit status is unknown"
 
 
-def command_of(request: StartProcess) -> Command:
-    """Raises Invalid."""
+def command_of(request: StartProcess, config: Config) -> Command:
+    """config: of the sandbox's image. Raises Invalid."""
     if not request.arguments or not request.arguments[0]:
         raise Invalid("arguments: empty; the first is the program to execute")
     if any("=" in name or not name for name in request.environment):
         raise Invalid("environment: a name is empty or has a `=`")
+    changes = request.environment
+    if request.root and config.uid:
+        config = config.as_root()
+        changes = config.environment | changes
     return Command(
         request.arguments,
         environment=None,
-        directory=request.directory or "/root",
+        directory=request.directory or (HOME if request.root else config.directory),
         stdin=request.input,
         terminal=_size(request.terminal) if request.terminal else None,
-        changes=request.environment,
         end_session=request.end_session,
+        uid=config.uid,
+        gid=config.gid,
+        changes=changes,
     )
 
 

@@ -213,7 +213,7 @@ class Node:
         return await self._make_image(request, lambda name, say: self._images.import_archive(name, chunks, say))
 
     async def remove_image(self, request: web.Request) -> web.Response:
-        await self._images.remove(request.match_info["name"])
+        await self._images.remove(request.match_info["name"], request.query.get("unlisted", ""))
         return answer(None)
 
     async def save(self, request: web.Request) -> web.Response:
@@ -398,11 +398,12 @@ async def _run(settings: NodeSettings) -> None:
         lay_guest_root(settings.runtime_dir / "guest", build.build())
         build.build("microvm")
         await ground.network.open()
-        images = ImageStore(settings.images)
-        await images.sweep()
+        images = ImageStore(settings.images, keeper=settings.state)
         depot = Depot(store, settings.state / "indexes")
         uploads = Uploads(await asyncio.to_thread(open_store, store.url, store.options))
         layers = Layers(settings.state / "layers", ground.disks, images, depot, settings.layer_cache_gb * GIB)
+        layers.keep_images()
+        await images.sweep()
         saver = Saver(layers, depot, uploads, settings.state / "looks")
         sandboxes = Sandboxes(settings.state, ground, images, layers, saver)
         pool = await sandboxes.recover(settings.min_pool_size, settings.max_pool_size)

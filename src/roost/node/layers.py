@@ -37,6 +37,7 @@ from roost.node.disk import (
     unmount,
 )
 from roost.node.images import Hold, ImageStore
+from roost.node.images.config import Config
 from roost.node.moved import has_moved, settle
 from roost.node.protocol import Revision
 from roost.node.prune import prune
@@ -88,6 +89,10 @@ class Stack:
     def size(self) -> int:
         """Bytes of the files above the image."""
         return self.revision.size
+
+    @property
+    def config(self) -> Config:
+        return self._hold.config
 
     def release(self) -> None:
         self._hold.release()
@@ -340,6 +345,7 @@ class Layers:
 
     def keep(self, disk: Disk, revision: Revision, parent: str | None, owed: int | None = None) -> None:
         """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
+        self._images.keep(revision.image)
         seal(disk)
         name = f"{revision.id}-{secrets.token_hex(4)}.img"
         (self._directory / name).hardlink_to(disk.image)  # until the layer is written down, a crash leaves the disk
@@ -418,6 +424,20 @@ class Layers:
             hold.release()
             await asyncio.to_thread(disk.remove)
             disk.mountpoint.rmdir()
+
+    def keep_image(self, content: str) -> None:
+        """For a revision that stands on it, and of which no layer is here."""
+        self._images.keep(content)
+
+    def keep_images(self) -> None:
+        """At start: of layers that an earlier version made, which kept none."""
+        self._set_damaged_aside()
+        for content in self.images():
+            self._images.keep(content)
+
+    def images(self) -> set[str]:
+        """Contents that the layers here stand on."""
+        return {self._read(id).revision.image for id in self._ids()}
 
     # room
 

@@ -22,6 +22,7 @@ from roost.node import log as logs
 from roost.node.commands import command_of
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused, OutputSink
 from roost.node.guest.frames import Command, Exited
+from roost.node.images.config import Config
 from roost.node.kept import Kept, KeptProcess
 from roost.node.protocol import ChangeProcess, LogRecord, ProcessState, StartProcess, Taken
 
@@ -34,12 +35,18 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Processes:
-    """`enter` gives guest init or says by Conflict why nothing can be done; `changed` gets the number that run."""
+    """`enter` gives guest init or says by Conflict why nothing can be done; `changed` gets the number that run.
 
-    def __init__(self, place: Path, enter: Callable[[], Guest], changed: Callable[[int], None]) -> None:
+    `config` tells what the sandbox's image says of processes.
+    """
+
+    def __init__(
+        self, place: Path, enter: Callable[[], Guest], changed: Callable[[int], None], config: Callable[[], Config]
+    ) -> None:
         self._place = place
         self._enter = enter
         self._changed = changed
+        self._config = config
         self._kept: dict[int, KeptProcess] = {}
         self._starting: dict[int, asyncio.Task[None]] = {}
 
@@ -60,7 +67,7 @@ class Processes:
 
     async def _start(self, id: int, request: StartProcess) -> None:
         try:
-            guest, command = self._enter(), command_of(request)
+            guest, command = self._enter(), command_of(request, self._config())
             if not 0 < request.output_limit <= MAX_OUTPUT:
                 raise Invalid(f"output_limit: 1 to {MAX_OUTPUT} bytes")
             self._make_place()

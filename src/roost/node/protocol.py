@@ -17,7 +17,7 @@ the sandbox's id and means "make it so".
     GET    /v1/usage                       list of Usage: of every sandbox there is, and of ended ones until forgotten
     GET    /v1/images                      list of Image
     POST   /v1/images/{name}/import|pull|build          stream of Progress; the last one has `done` or `error`
-    DELETE /v1/images/{name}
+    DELETE /v1/images/{name}?unlisted=ID   Conflict while it is in use; ID: a content on which no listed revision stands
     POST   /v1/sandboxes/{id}/save         SaveRequest -> Revision           the same id again answers that one
     GET    /v1/revisions/{id}?account=N    Revision
     GET    /v1/unsaved                     list of Revision: those with `unsaved`
@@ -223,7 +223,7 @@ class StartProcess(Wire, frozen=True):
     """A process beside whatever runs in the sandbox, in a process group (with a terminal: a session) of its own.
 
     It gets the environment of the sandbox's first process, changed by `environment`, and starts in `directory`
-    (None: /root).
+    (None: the image's working directory, or /root) as the image's user, or root.
     """
 
     arguments: list[str]
@@ -236,6 +236,7 @@ class StartProcess(Wire, frozen=True):
     )  # bytes that are kept of a process (not of a session); more is dropped and said
     end_session: bool = False  # when it exits, end what is left of its session and did not ask to stay
     tools: list[Literal["sftp-server", "scp", "rsync"]] = []  # put into /run/roost/tools first, for any image
+    root: bool = False  # as root, at home in /root, whatever user and working directory the image says
 
 
 class ProcessState(Wire, frozen=True):
@@ -385,6 +386,8 @@ class Image(Wire, frozen=True):
     size: int  # bytes unpacked
     source: str  # "build: debian bookworm", "import: FILE", "pull: docker://..."
     created_ns: int
+    content: str = ""  # id of what the name means now, as in `Revision.image`
+    recipe: str = ""  # of a built one: what it was made by
 
 
 class PullImage(Wire, frozen=True):
@@ -409,6 +412,7 @@ class Collect(Wire, frozen=True):
     live: dict[int, list[str]]  # by account; accounts that have nothing left are named too
     before_ns: int
     reserved: list[str] = []  # kept where they exist
+    images: list[str] | None = None  # ids of all contents that live revisions stand on; None: not all are known
 
 
 class Collected(Wire, frozen=True):

@@ -31,6 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stop: Stop | None = None  # what it was asked to do before anything was signalled
     log: str | None = None  # id of the earlier sandbox whose log this one continues
     log_begins: int = 0  # the position in it behind which the records are this one's
+    as_root: bool = False  # its processes are root's, whatever user its image says: a microVM
     metered: Metered | None = None  # at most a minute old, while it lives
 
     @property

@@ -25,6 +25,7 @@ from roost.node.freezer import Freezer
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
 from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
 from roost.node.images import Hold
+from roost.node.images.config import Config
 from roost.node.input import Input
 from roost.node.log import LogWriter
 from roost.node.member import Member
@@ -69,10 +70,11 @@ BASE_ENVIRONMENT = {
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-def script_command(script: bytes, environment: dict[str, str], stdin: bool = False) -> Command:
-    """A script with a `#!` line is executed as it says; any other is the shell's."""
+def script_command(script: bytes, environment: dict[str, str], config: Config, stdin: bool = False) -> Command:
+    """A script with a `#!` line is executed as it says; any other is the shell's. config: the image's."""
     arguments = [SCRIPT] if script.startswith(b"#!") else ["/bin/sh", SCRIPT]
-    return Command(arguments, BASE_ENVIRONMENT | environment, stdin=stdin)
+    whole = BASE_ENVIRONMENT | config.environment | environment
+    return Command(arguments, whole, directory=config.directory, uid=config.uid, gid=config.gid, stdin=stdin)
 
 
 def doubts_about(script: bytes) -> str | None:
@@ -103,6 +105,9 @@ class Lower(Protocol):
         """Bytes above the image."""
         ...
 
+    @property
+    def config(self) -> Config: ...
+
     def release(self) -> None: ...
 
 
@@ -110,6 +115,7 @@ class ImageLower:
     def __init__(self, hold: Hold) -> None:
         self.lowers = [hold.path]
         self.size = 0
+        self.config = hold.config
         self.release = hold.release
 
 
@@ -136,7 +142,7 @@ class Sandbox:
         self._lower = lower
         self._changed = changed
         self._saver = saver
-        self.processes = Processes(kept, self.enter, self._count_processes)
+        self.processes = Processes(kept, self.enter, self._count_processes, lambda: self.config)
         self._script: GuestProcess | None = None
         self._input = Input(THE_SCRIPT, closed=True)
         self._asked = False  # guest init was asked to start the script, so it is never started anew
@@ -196,19 +202,17 @@ class Sandbox:
         self._save(self.state)  # from here on a restarted node asks this member's guest init
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
         tools = await asyncio.to_thread(microvm) if request.tools else []
+        config = self.config
+        command = script_command(request.script, request.environment, config, request.input)
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
             self._hold(member.disk, self._lower.size),
             guest.attach(hostname, member.sight),
-            guest.write_file(SCRIPT, 0o700, request.script),
+            guest.write_file(SCRIPT, 0o755 if config.uid else 0o700, request.script),
             guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
             guest.write_file("/etc/hosts", 0o644, hosts_file(hostname)),
             guest.write_file("/etc/hostname", 0o644, f"{hostname}\n".encode()),
             *(guest.write_file(f"{PLACE}/{part.name}", part.mode, part.content) for part in tools),
-            guest.start(
-                FIRST_PROCESS,
-                script_command(request.script, request.environment, request.input),
-                self._log_writer().write,
-            ),
+            guest.start(FIRST_PROCESS, command, self._log_writer().write),
         )
         self._input = Input(THE_SCRIPT, closed=not request.input)
         self._input.process = self._script
@@ -570,6 +574,12 @@ class Sandbox:
                 await self.member.cgroup.kill_others(self.member.pid)
         await stopping
 
+    @property
+    def config(self) -> Config:
+        """What its image says of processes."""
+        config = self._lower.config if self._lower else Config()
+        return config.as_root() if self.record.as_root else config
+
     def hold(self, lower: Lower | None) -> None:
         """What its disk stands on, until `release`."""
         self._lower = lower
@@ -643,7 +653,11 @@ class Sandbox:
         guest, id = self.enter(), self.next_number()
         output = _Output(request.output_limit)
         begun = now_ns()
-        command = Command(["/bin/sh", "-c", request.command], environment=None, end_session=True)
+        config = self.config
+        command = Command(
+            ["/bin/sh", "-c", request.command], environment=None, end_session=True,
+            directory=config.directory, uid=config.uid, gid=config.gid,
+        )  # fmt: skip
         try:
             process = await guest.start(id, command, output.take)
         except GuestRefused as refusal:
@@ -776,4 +790,5 @@ def initial_record(id: str, request: StartSandbox, content: str) -> Record:
         save=request.save,
         sync_seconds=request.sync_seconds,
         log=request.log,
+        as_root=bool(request.tools),
     )

@@ -24,6 +24,7 @@ from roost.node.disk import Disk
 from roost.node.excess import Excess
 from roost.node.guest.channel import GuestLost
 from roost.node.images import ImageStore
+from roost.node.images.config import Config
 from roost.node.layers import Layers
 from roost.node.member import Ground
 from roost.node.pool import Pool
@@ -325,7 +326,7 @@ class Sandboxes:
             await self._put_over(self._lost(record))
 
     async def _put_over(self, state: SandboxState) -> None:
-        processes = Processes(self._kept / state.id, lambda: self.running(state.id).enter(), lambda _: None)
+        processes = Processes(self._kept / state.id, lambda: self.running(state.id).enter(), lambda _: None, Config)
         await processes.find_ended()
         self._over[state.id] = msgspec.structs.replace(state, processes=0)
         self._processes_over[state.id] = processes
@@ -439,6 +440,9 @@ class Sandboxes:
         spared = self.pinned() | self._layers.made_since(request.before_ns) | set(request.reserved)
         listed = {id for ids in request.live.values() for id in ids} | spared
         removed, freed = await asyncio.to_thread(self._layers.collect, listed)
+        if request.images is not None:
+            living = {sandbox.record.image_content for sandbox in self._sandboxes.values() if sandbox.record.save}
+            self._images.keep_only({*request.images, *self._layers.images(), *living})
         refused: dict[int, str] = {}
         for account, ids in request.live.items():
             heads = [id for id in ids if not self._layers.has(id) or self._layers.find(id).stored]

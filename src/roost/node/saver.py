@@ -78,6 +78,7 @@ class Saver:
         """
         if not request.upload:
             raise Conflict("this workspace is kept on its node and saved when its job ends; persistent ones are synced")
+        self._layers.keep_image(record.image_content)
         made = Revision(
             id=request.revision,
             parent=last or record.start_from,

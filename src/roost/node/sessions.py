@@ -70,9 +70,11 @@ class Sessions:
     async def _serve(self, connection: web.WebSocketResponse, id: str) -> None:
         try:
             first = await _first(connection)
-            command = _command(first)
+            if not isinstance(first, SessionStart):
+                raise Invalid("a session begins with `start`")
             sandbox = self._find(id)
-            if isinstance(first, SessionStart) and first.process.tools:
+            command = command_of(first.process, sandbox.config)
+            if first.process.tools:
                 await self._tools.give(sandbox.enter(), first.process.tools)
             process, conversation = await self._start(connection, sandbox, command)
         except (RoostError, TimeoutError) as error:
@@ -225,12 +227,6 @@ class _Conversation:
             self._closed = not data
             self._input.append(data)
             self._came.set()
-
-
-def _command(message: ToSession) -> Command:
-    if not isinstance(message, SessionStart):
-        raise Invalid("a session begins with `start`")
-    return command_of(message.process)
 
 
 async def _first(connection: web.WebSocketResponse) -> ToSession:

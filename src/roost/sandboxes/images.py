@@ -27,7 +27,7 @@ class Images:
         self._node = node
         self._names: set[str] = set()
 
-    async def require(self, name: str) -> None:
+    async def require(self, name: str, field: str = "rootfs_type") -> None:
         """Raises Invalid, listing what there is. Without a node nobody knows: the job will tell."""
         if name in self._names:
             return
@@ -37,7 +37,7 @@ class Images:
             return
         if name not in self._names:
             there_is = ", ".join(sorted(self._names)) or "none yet; see `roost image build`"
-            raise Invalid(f"rootfs_type: there is no image {name!r}; the images here are: {there_is}")
+            raise Invalid(f"{field}: there is no image {name!r}; the images here are: {there_is}")
 
     def forget(self, name: str) -> None:
         self._names.discard(name)

@@ -102,6 +102,8 @@ class Methods:
     build_image = method(images.build_image)
     import_image = method(images.import_image)
     remove_image = method(images.remove_image)
+    default_image = method(images.default_image)
+    choose_default_image = method(images.choose_default_image)
 
     # saved jobs, templates, schedules
     saved_job_create = method(saved.saved_job_create)

@@ -8,10 +8,11 @@ from typing import cast
 from roost.sdk import wire
 from roost.sdk.errors import RoostError
 from roost.sdk.files import body_of
-from roost.sdk.results import ImageList, ImageRecord, Stopped
+from roost.sdk.results import DefaultImage, ImageList, ImageRecord, Stopped
 from roost.sdk.wire import Call, Progress, Request, quoted
 
 IMAGES = "/images"
+DEFAULT = "/default-image"
 SILENCE = 600.0  # seconds between two steps
 Steps = Callable[[str], None]  # is told what the node does, in words
 
@@ -44,8 +45,18 @@ def import_image(
 
 
 def remove_image(name: str) -> Call[Stopped]:
-    """Remove an image."""
+    """Remove an image. Raises Conflict while sandboxes, workspaces, jobs or schedules need it."""
     return (yield from wire.call("DELETE", IMAGES + quoted(name)))
+
+
+def default_image() -> Call[DefaultImage]:
+    """The image of jobs that name none."""
+    return (yield from wire.call("GET", DEFAULT))
+
+
+def choose_default_image(name: str | None) -> Call[DefaultImage]:
+    """For your account; None: what the installation has."""
+    return (yield from wire.call("PUT", DEFAULT, {"name": name}))
 
 
 def _made(request: Request, steps: Steps | None) -> Call[ImageRecord]:

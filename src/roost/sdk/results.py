@@ -141,6 +141,12 @@ class CronJobs(TypedDict):
     total: int
 
 
+class DefaultImage(TypedDict):
+    name: str
+    chosen: bool
+    installation: str
+
+
 class Sent(TypedDict):
     id: str
     sequence: int

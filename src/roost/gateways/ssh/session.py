@@ -232,8 +232,9 @@ class SandboxSession(asyncssh.SSHServerSession[bytes]):
         if self._terminal is not None:
             environment |= {"TERM": self._term or "dumb", TERMINAL_NAME: ""}
         return StartProcess(
-            arguments=self._arguments, environment=environment, terminal=self._terminal, tools=list(self._tools)
-        )
+            arguments=self._arguments, environment=environment, terminal=self._terminal, tools=list(self._tools),
+            root=True,
+        )  # fmt: skip
 
     async def _feed(self, session: "Session") -> None:
         """Wakes a sandbox that was put to sleep meanwhile. A process that does not read, or is over, is no error."""

@@ -258,7 +258,7 @@ static int attach(char **word) {
     if (syscall(SYS_pivot_root, ".", ".")) return fail("pivot_root");
     if (umount2(".", MNT_DETACH)) return fail("detach the old root");
     if (chdir("/")) return fail("chdir /");
-    if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,mode=0700")) return fail("/run/roost");
+    if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,mode=0711")) return fail("/run/roost"); /* the script is whose user it runs as */
     if (mkdir("/run/roost/tools", 0700)) return fail("/run/roost/tools"); /* what the node brings along (tools.py) */
     if (*hostname && sethostname(hostname, strlen(hostname))) return fail("sethostname");
     if (begin_sight(strtoull(word[1], NULL, 10), atoi(word[2]), word[3])) return fail("what the sandbox sees of itself");
@@ -424,6 +424,8 @@ static _Noreturn void become(struct command *c, int in, int out, int err, int re
     if (badness >= 0 && write(badness, "800", 3) < 0) {}
     if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0) goto out;
     if (c->gid || c->uid) {
+        for (int stream = 0; stream <= 2; stream++) /* or /dev/stdout would not open for the image's user */
+            if (fchown(stream, c->uid, -1)) {}
         if (syscall(SYS_setgroups, 0, NULL) || setgid(c->gid) || setuid(c->uid)) goto out;
     }
     if (c->flags & EXEC_PTY) name_terminal(c->environment);

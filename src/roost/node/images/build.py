@@ -8,36 +8,70 @@ leave mounted or running ends with them.
 import base64
 import hashlib
 import re
+import shutil
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 from roost.errors import Invalid
-from roost.node.images import command
+from roost.node.images import command, npm
 from roost.node.images.sources import Host, Origin, choose
 from roost.node.protocol import BuildImage
 
-BUILD_TIMEOUT = 1800  # seconds; 25 s on a quick mirror, slow ones take minutes
+BUILD_TIMEOUT = 1800  # seconds; 40 s on a quick mirror, slow ones take minutes
 
-# bash and apt come with every Debian. No recommended packages: pip's are a compiler and its headers.
+# What scripts and coding agents use on the first day; bash and apt come with every Debian. A compiler is not among
+# them, which is as large as all of these together. No recommended packages: pip's are a compiler and its headers.
 PACKAGES = (
+    "apt-utils",  # without it each installation warns that packages are configured late
+    "busybox",  # the shell, see PREPARE
     "ca-certificates",
     "curl",
+    "file",
+    "git",
+    "iproute2",
+    "iputils-ping",
+    "jq",
+    "less",
+    "nano",
+    "nodejs",
+    "openssh-client",
     "procps",
     "python-is-python3",
     "python3",
     "python3-pip",
     "python3-venv",
+    "rsync",
+    "sqlite3",
+    "unzip",
+    "wget",
+    "zip",
 )
 
-# EXTERNALLY-MANAGED keeps pip from the system's Python; a sandbox is thrown away, so its user may mix the two.
+# What nothing in a sandbox asks for, of packages that are needed: servers and mail programs of git, types of
+# libraries that npm brings with their own, code pages of mainframes. Patterns as dpkg and glob both read them.
+LEFT_OUT = (
+    "usr/bin/git-shell",
+    "usr/bin/scalar",
+    "usr/lib/git-core/git-daemon",
+    "usr/lib/git-core/git-http-push",
+    "usr/lib/git-core/git-imap-send",
+    "usr/lib/git-core/git-shell",
+    "usr/lib/git-core/scalar",
+    "usr/lib/*/gconv/EBCDIC*",
+    "usr/lib/*/gconv/IBM*",
+    "usr/share/nodejs/@types/*",
+    "usr/share/zoneinfo/right/*",
+    # It keeps pip from the system's Python; a sandbox is thrown away, so its user may mix the two.
+    "usr/lib/python3*/EXTERNALLY-MANAGED",
+)
 DPKG_OPTIONS = (
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
-    "path-exclude=/usr/lib/python3*/EXTERNALLY-MANAGED",
+    *(f"path-exclude=/{pattern}" for pattern in LEFT_OUT),
 )
 
 # A sandbox's seccomp filter and user namespace already confine apt; its own change of user fails in some of them.
@@ -45,6 +79,7 @@ APT_OPTIONS = (
     'APT::Sandbox::User "root"',
     'APT::Install-Recommends "false"',
     'Acquire::Languages "none"',
+    'Dpkg::Use-Pty "0"',  # else each installation fills a log with "Reading database ... 5%"
 )
 
 BUNDLE = "etc/ssl/certs/ca-certificates.crt"
@@ -56,6 +91,30 @@ FILES = {
     "etc/resolv.conf": "",
     "etc/pip.conf": f"[global]\ncert = /{BUNDLE}\nroot-user-action = ignore\ndisable-pip-version-check = true\n",
 }
+INSIDE = Path(__file__).parent / "inside"  # programs of ours that run in the image
+
+# /bin/sh is busybox's ash, as the documents that Roost implements have it: `[[`, and echo prints what it is given. Its
+# own copy, so that no change of the package takes the shell away, and not of busybox-static, whose shell prefers
+# busybox's tools to those in PATH. dash says of a diversion LOCAL: "The sysadmin wants it this way." Java's packages
+# fail where the directories of manual pages are missing, which are left out.
+PREPARE = """
+set -e
+cp /bin/busybox /bin/ash
+for sh in /bin/sh /usr/bin/sh; do
+    if [ -n "$(dpkg-divert --list $sh)" ]; then
+        dpkg-divert --package "$(dpkg-divert --listpackage $sh)" --no-rename --remove $sh
+    elif ! dpkg-query --search $sh >/dev/null 2>&1; then
+        continue
+    fi
+    dpkg-divert --local --no-rename --divert $sh.distrib --add $sh
+    ln -sf dash $sh.distrib
+done
+ln -s ash /bin/sh.new
+mv -fT /bin/sh.new /bin/sh
+add-shell /bin/ash
+mkdir -p /usr/share/man/man{1..8}
+echo debconf debconf/frontend select Noninteractive | debconf-set-selections
+"""
 POLICY = "#!/bin/sh\n# No init runs here: packages must not start their services.\nexit 101\n"
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -80,20 +139,39 @@ def mmdebstrap_argv(origin: Origin, packages: list[str], target: Path) -> list[s
     )
 
 
+def recipe(request: BuildImage) -> str:
+    """Says what an image of this request is made by; another one as soon as it would be made otherwise."""
+    programs = [path.read_bytes() for path in sorted(INSIDE.glob("*.py"))]
+    made_by = (PACKAGES, LEFT_OUT, DPKG_OPTIONS, APT_OPTIONS, sorted(FILES.items()), POLICY, PREPARE, npm.DEFINITION)
+    return hashlib.sha256(repr((request.suite, sorted(request.packages), made_by, programs)).encode()).hexdigest()[:16]
+
+
+def source_of(request: BuildImage) -> str:
+    """In words: "build: debian bookworm with jq". Raises as `sources.choose`."""
+    origin = choose(request.suite, Host.read())
+    more = f" with {' '.join(request.packages)[:200]}" if request.packages else ""
+    return f"build: {origin.distribution} {origin.suite}{more}"
+
+
 async def build(request: BuildImage, target: Path, progress: Callable[[str], None]) -> str:
-    """Make the root file system at `target` and return its source in words ("build: debian bookworm")."""
+    """Make the root file system at `target` and return its source in words."""
     for package in request.packages:
         if not _PACKAGE.fullmatch(package):
             raise Invalid(f"{package!r} is not a package name")
     origin = choose(request.suite, Host.read())
-    packages = sorted({*PACKAGES, *request.packages})
+    archive = await npm.fetch(origin.suite, progress)
+    packages = sorted({*PACKAGES, *request.packages, *(() if archive else ("npm",))})
     mirrors = ", ".join(source.uri for source in origin.sources)
     progress(f"building {origin.distribution} {origin.suite} with {' '.join(packages)} from {mirrors}")
     await _bootstrap(origin, packages, target, progress)
     progress("configuring packages and certificates")
     configure(target)
+    if archive:
+        npm.lay_out(archive, target)
+        await _inside(target, ["/bin/bash", "-c", npm.INSTALL], "installing npm")
+    await _inside(target, ["/bin/bash", "-c", PREPARE], "setting up the shell")
     await trust_host_certificates(target, progress)
-    return f"build: {origin.distribution} {origin.suite}"
+    return source_of(request)
 
 
 async def _bootstrap(origin: Origin, packages: list[str], target: Path, progress: Callable[[str], None]) -> None:
@@ -127,8 +205,9 @@ def configure(root: Path) -> None:
         root.joinpath(name).unlink(missing_ok=True)
     for directory in ("etc/apt/apt.conf.d", "etc/dpkg/dpkg.cfg.d"):
         root.joinpath(directory, "99mmdebstrap").rename(root.joinpath(directory, "99roost"))
-    for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
-        marker.unlink()  # older dpkg unpacks the essential set without its options
+    _write(root / "usr/sbin/apk", (INSIDE / "apk.py").read_text(), 0o755)
+    for path in [path for pattern in LEFT_OUT for path in root.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()  # dpkg unpacks the essential set without its options
 
 
 async def trust_host_certificates(root: Path, progress: Callable[[str], None]) -> None:
@@ -141,13 +220,13 @@ async def trust_host_certificates(root: Path, progress: Callable[[str], None]) -
     for der in missing:
         name = f"host-{hashlib.sha256(der).hexdigest()[:16]}.crt"
         _write(local / name, ssl.DER_cert_to_PEM_cert(der), 0o644)
-    await command.run(
-        command.build_argv(["chroot", str(root), "/usr/sbin/update-ca-certificates"]),
-        what="adding this machine's certificates",
-        timeout=120,
-        environment={"PATH": command.PATH},
-    )
+    await _inside(root, ["/usr/sbin/update-ca-certificates"], "adding this machine's certificates")
     progress(f"added {len(missing)} certificates that this machine trusts")
+
+
+async def _inside(root: Path, argv: list[str], what: str) -> None:
+    inside = command.build_argv(["chroot", str(root), *argv])
+    await command.run(inside, what=what, timeout=120, environment={"PATH": command.PATH})
 
 
 def certificates(bundle: Path) -> set[bytes]:

@@ -21,6 +21,7 @@ import msgspec
 
 from roost.errors import Invalid, TooLarge
 from roost.node.images import command, tree
+from roost.node.images.config import NOTHING, Told
 from roost.node.reference import LATEST
 
 PULL_TIMEOUT = 3600  # seconds
@@ -61,6 +62,13 @@ class Index(msgspec.Struct, frozen=True):
 
 class Manifest(msgspec.Struct, frozen=True):
     layers: list[Descriptor]
+    config: Descriptor | None = None
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """What a manifest's `config` names; `config` in it is what `docker inspect` shows."""
+
+    config: Told | None = None
 
 
 class SavedImage(msgspec.Struct, frozen=True, rename="pascal"):
@@ -108,6 +116,7 @@ class LayeredImage:
 
     digest: str
     layers: tuple[Layer, ...]
+    told: Told = NOTHING
 
 
 def inspect_argv(reference: str, tls_verify: bool) -> list[str]:
@@ -233,7 +242,12 @@ def read_layout(directory: Path) -> LayeredImage:
         raise Invalid("the index of this image leads to indexes only")
     manifest = _decoded(data, Manifest, chosen.digest)
     layers = tuple(Layer(_blob(directory, layer.digest), layer.digest) for layer in manifest.layers)
-    return LayeredImage(chosen.digest, _bounded(layers))
+    said = _read_blob(directory, manifest.config) if manifest.config else b"{}"
+    return LayeredImage(chosen.digest, _bounded(layers), _told(said, "the image's configuration"))
+
+
+def _told(data: bytes, what: str) -> Told:
+    return _decoded(data, Configuration, what).config or NOTHING
 
 
 def _choose(index: Index) -> Descriptor:
@@ -259,7 +273,9 @@ def _read_docker(directory: Path) -> LayeredImage:
     if len(images) != 1:
         raise Invalid(f"this archive holds {len(images)} images; save one (`docker save NAME:TAG`)")
     layers = tuple(Layer(_inside_file(directory, path), None) for path in images[0].layers)
-    return LayeredImage(f"sha256:{hashlib.sha256(data).hexdigest()}", _bounded(layers))
+    said = _read(directory, str(_inside_file(directory, images[0].config).relative_to(directory)))
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return LayeredImage(digest, _bounded(layers), _told(said, "the image's configuration"))
 
 
 def _bounded(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -2,13 +2,15 @@
 
     ROOT/names/NAME.json    which content a name means now; replaced by rename
     ROOT/rootfs/ID/         one content, never changed once it is here
+    ROOT/configs/ID.json    what processes in it begin with (`config.Config`); none: nothing in particular
     ROOT/holds/ID/HOLD      one file per user of a content, locked while its process lives
+    ROOT/kept/ID/KEEPER     one file per node whose revisions stand on a content; it holds the node's state directory
     ROOT/work/ID[.lock]     where contents are made; the lock is held by the maker
     ROOT/lock               shared to take a hold, exclusive to collect; held for moments only
 
 Several node daemons share one store. Whatever a killed process leaves is recognised by its released lock. A content
-goes when no name means it and nobody holds it; a hold that was left by a crash protects it for ORPHAN_GRACE longer,
-so that a restarted node can hold again what its living sandboxes still have mounted.
+goes when no name means it, nobody holds it and no revision stands on it; a hold that was left by a crash protects it
+for ORPHAN_GRACE longer, so that a restarted node can hold again what its living sandboxes still have mounted.
 """
 
 import asyncio
@@ -29,8 +31,9 @@ from typing import Any
 import msgspec
 
 from roost import clock
-from roost.errors import Invalid, NotFound, TooLarge
+from roost.errors import Conflict, Invalid, NotFound, TooLarge
 from roost.node.images import archive, build, command, oci, tree
+from roost.node.images.config import NOTHING, Config, Told, prepare
 from roost.node.protocol import BuildImage, Image, PullImage
 from roost.node.reference import normalised
 
@@ -50,6 +53,16 @@ class Name(msgspec.Struct, frozen=True):
     content: str
 
 
+@dataclass(frozen=True)
+class Made:
+    """What came to be in a work directory's `root`."""
+
+    source: str
+    digest: str
+    told: Told = NOTHING
+    recipe: str = ""
+
+
 @dataclass
 class Hold:
     """The right to mount a content: it stays on disk until `release`, or until the holding process has died.
@@ -59,6 +72,7 @@ class Hold:
 
     path: Path  # of the root file system
     content: str
+    config: Config
     _file: Path
     _descriptor: int
 
@@ -78,10 +92,13 @@ class Hold:
 class ImageStore:
     """Every method may be called by any number of processes at once."""
 
-    def __init__(self, root: Path, max_unpacked: int = MAX_UNPACKED) -> None:
+    def __init__(self, root: Path, max_unpacked: int = MAX_UNPACKED, keeper: Path | None = None) -> None:
+        """keeper: the state directory of the node that uses it, for whose revisions contents are kept."""
         self._root = root
         self._max_unpacked = max_unpacked
-        for directory in (root, self._names, self._contents, self._holds, self._work):
+        self._keeper = keeper
+        self._keeping = set[str]()
+        for directory in (root, self._names, self._contents, self._holds, self._work, self._configs, self._kept):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)  # contents carry set-uid files of the host's ids
 
@@ -100,6 +117,14 @@ class ImageStore:
     @property
     def _work(self) -> Path:
         return self._root / "work"
+
+    @property
+    def _configs(self) -> Path:
+        return self._root / "configs"
+
+    @property
+    def _kept(self) -> Path:
+        return self._root / "kept"
 
     # reading
 
@@ -132,7 +157,12 @@ class ImageStore:
         file = directory / f"{os.getpid()}-{secrets.token_hex(4)}"
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Hold(self._contents / content, content, file, descriptor)
+        return Hold(self._contents / content, content, self._config(content), file, descriptor)
+
+    def _config(self, content: str) -> Config:
+        with contextlib.suppress(FileNotFoundError):
+            return msgspec.json.decode((self._configs / f"{content}.json").read_bytes(), type=Config)
+        return Config()
 
     def _find(self, name: str) -> Name:
         found = self._read(_checked(name))
@@ -143,29 +173,62 @@ class ImageStore:
 
     def _read(self, name: str) -> Name | None:
         try:
-            return msgspec.json.decode((self._names / f"{name}.json").read_bytes(), type=Name)
+            found = msgspec.json.decode((self._names / f"{name}.json").read_bytes(), type=Name)
         except FileNotFoundError:
             return None
+        return Name(msgspec.structs.replace(found.image, content=found.content), found.content)
+
+    # keeping contents for revisions
+
+    def keep(self, content: str) -> None:
+        """Durable on return: it stays while the node's state directory is there, until `keep_only` leaves it out."""
+        if self._keeper is None or content in self._keeping:
+            return
+        mark = self._mark(content)
+        with self._locked(fcntl.LOCK_SH):
+            mark.parent.mkdir(mode=0o700, exist_ok=True)
+            with mark.open("w") as file:
+                file.write(str(self._keeper))
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_directory(mark.parent)
+            _sync_directory(self._kept)
+        self._keeping.add(content)
+
+    def keep_only(self, contents: set[str]) -> None:
+        """Of what this node keeps, these alone; what was never kept is now."""
+        for content in contents:
+            if (self._contents / content).is_dir():
+                self.keep(content)
+        for mark in self._kept.glob(f"*/{self._mark('').name}"):
+            if mark.parent.name not in contents:
+                self._keeping.discard(mark.parent.name)
+                mark.unlink(missing_ok=True)
+
+    def _mark(self, content: str) -> Path:
+        return self._kept / content / hashlib.sha256(os.fsencode(self._keeper or "")).hexdigest()[:16]
+
+    def _is_kept(self, content: str) -> bool:
+        return any(Path(mark.read_text()).is_dir() for mark in _children(self._kept / content))
 
     # making
 
     async def build(self, name: str, request: BuildImage, progress: Say) -> Image:
         """From the distribution's packages. Raises Invalid, SetupMissing, CommandFailed."""
 
-        async def make(work: Path) -> tuple[str, str]:
+        async def make(work: Path) -> Made:
             source = await build.build(request, work / "root", progress)
-            return source, await asyncio.to_thread(tree.digest, work / "root")
+            return Made(source, await asyncio.to_thread(tree.digest, work / "root"), recipe=build.recipe(request))
 
         return await self._make(name, make, progress)
 
     async def import_archive(self, name: str, chunks: AsyncIterator[bytes], progress: Say) -> Image:
         """From a root file system tarball, an OCI layout's or a docker archive, as it arrives."""
 
-        async def make(work: Path) -> tuple[str, str]:
+        async def make(work: Path) -> Made:
             packed = work / "packed"
             digest = await self._receive(chunks, packed, progress)
-            await self._unpack(packed, work, progress)
-            return "import: archive", digest
+            return Made("import: archive", digest, await self._unpack(packed, work, progress))
 
         return await self._make(name, make, progress)
 
@@ -174,10 +237,9 @@ class ImageStore:
         if not path.is_file():
             raise Invalid(f"{path} is not a file; give an archive of a root file system or of an image")
 
-        async def make(work: Path) -> tuple[str, str]:
+        async def make(work: Path) -> Made:
             digest = await asyncio.to_thread(_file_digest, path)
-            await self._unpack(path.resolve(), work, progress)
-            return f"import: {path.name}", digest
+            return Made(f"import: {path.name}", digest, await self._unpack(path.resolve(), work, progress))
 
         return await self._make(name, make, progress)
 
@@ -185,12 +247,11 @@ class ImageStore:
         """From a registry or an OCI layout on this machine; see `reference.normalised` for the references."""
         reference = normalised(request.reference)
 
-        async def make(work: Path) -> tuple[str, str]:
+        async def make(work: Path) -> Made:
             layout = work / "layout"
             await oci.fetch(reference, request.tls_verify, layout, self._budget(), progress)
             image = await asyncio.to_thread(oci.read_layout, layout)
-            await self._unpack_layers(image, work, progress)
-            return f"pull: {reference}", image.digest
+            return Made(f"pull: {reference}", image.digest, await self._unpack_layers(image, work, progress))
 
         return await self._make(name, make, progress)
 
@@ -211,18 +272,18 @@ class ImageStore:
         progress(f"received {_mb(size)}")
         return f"sha256:{digest.hexdigest()}"
 
-    async def _unpack(self, packed: Path, work: Path, progress: Say) -> None:
+    async def _unpack(self, packed: Path, work: Path, progress: Say) -> Told:
         """An archive holds a root, or an image that holds one; what is inside tells."""
         root = work / "root"
         progress("unpacking")
         summary = await archive.unpack(packed, root, self._budget(), progress)
         if not oci.is_archive(root):
             summary.require_mappable()
-            return
+            return NOTHING
         layout = root.rename(work / "layout")
-        await self._unpack_layers(await asyncio.to_thread(oci.read_archive, layout), work, progress)
+        return await self._unpack_layers(await asyncio.to_thread(oci.read_archive, layout), work, progress)
 
-    async def _unpack_layers(self, image: oci.LayeredImage, work: Path, progress: Say) -> None:
+    async def _unpack_layers(self, image: oci.LayeredImage, work: Path, progress: Say) -> Told:
         budget = self._budget()
         for number, layer in enumerate(image.layers, 1):
             progress(f"unpacking layer {number} of {len(image.layers)}")
@@ -230,6 +291,7 @@ class ImageStore:
             summary = await archive.unpack(layer.path, work / "root", budget, progress, layer=True)
             summary.require_mappable()
             budget -= summary.bytes
+        return image.told
 
     def _budget(self) -> int:
         """Bytes that may be written now. Raises TooLarge where the disk is full."""
@@ -238,41 +300,34 @@ class ImageStore:
             raise TooLarge(f"the disk of {self._root} has less than {_mb(archive.RESERVE)} free; make room first")
         return min(free, self._max_unpacked)
 
-    async def _make(
-        self, name: str, make: Callable[[Path], Coroutine[Any, Any, tuple[str, str]]], progress: Say
-    ) -> Image:
+    async def _make(self, name: str, make: Callable[[Path], Coroutine[Any, Any, "Made"]], progress: Say) -> Image:
         """Run `make` in a new work directory, then publish its `root` under the name."""
         _checked(name)
         async with self._workdir() as work:
-            source, digest = await make(work)
+            made = await make(work)
             root = work / "root"
             tree.require_shell(root)
             await tree.make_mountable(root, progress)
+            config = prepare(made.told, root)
             size = await tree.size(root)
             progress("writing to disk")
             await command.run(["sync", "--file-system", str(root)], what="writing to disk", timeout=900)
-            image = Image(name=name, digest=digest, size=size, source=source, created_ns=clock.now_ns())
-            self._publish(image, root)
+            image = Image(
+                name=name, digest=made.digest, size=size, source=made.source, created_ns=clock.now_ns(),
+                content=secrets.token_hex(8), recipe=made.recipe,
+            )  # fmt: skip
+            self._publish(image, config, root)
         await self.collect()
         progress(f"image {name} is ready, {_mb(size)}")
         return image
 
-    def _publish(self, image: Image, root: Path) -> None:
+    def _publish(self, image: Image, config: Config, root: Path) -> None:
         """After the name's rename the image is there wholly; before it, not at all."""
-        content = secrets.token_hex(8)
-        with self._locked(fcntl.LOCK_SH):  # a collection between the two renames would take it for garbage
-            root.rename(self._contents / content)
-            self._write_name(Name(image, content))
-
-    def _write_name(self, name: Name) -> None:
-        new = self._names / f".{name.image.name}.{secrets.token_hex(4)}"
-        with new.open("wb") as file:
-            file.write(msgspec.json.encode(name))
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self._names / f"{name.image.name}.json")
-        _sync_directory(self._contents)
-        _sync_directory(self._names)
+        with self._locked(fcntl.LOCK_SH):  # a collection between the renames would take it for garbage
+            _write_durably(self._configs / f"{image.content}.json", msgspec.json.encode(config))
+            root.rename(self._contents / image.content)
+            _sync_directory(self._contents)
+            _write_durably(self._names / f"{image.name}.json", msgspec.json.encode(Name(image, image.content)))
 
     @contextlib.asynccontextmanager
     async def _workdir(self) -> AsyncGenerator[Path]:
@@ -291,17 +346,36 @@ class ImageStore:
 
     # removing
 
-    async def remove(self, name: str) -> None:
-        """The name is gone at once, its content when the last holder releases it. Raises NotFound."""
-        self._find(name)
-        (self._names / f"{name}.json").unlink(missing_ok=True)
+    async def remove(self, name: str, unlisted: str = "") -> None:
+        """Raises NotFound, and Conflict while a sandbox or a workspace of any node stands on it.
+
+        unlisted: a content that none of this node's revisions needs, though it was kept for some.
+        """
+        with self._locked(fcntl.LOCK_EX):  # nobody takes a hold meanwhile
+            content = self._find(name).content
+            if content == unlisted and self._keeper:
+                self._keeping.discard(content)
+                self._mark(content).unlink(missing_ok=True)
+            users = self._users(content)
+            if users:
+                raise Conflict(f"image {name!r} is in use: {users}")
+            (self._names / f"{name}.json").unlink(missing_ok=True)
         await self.collect()
+
+    def _users(self, content: str) -> str:
+        """In words; empty where there are none."""
+        holds = sum(1 for hold in _children(self._holds / content) if _protects(hold))
+        if holds:
+            return f"{holds} sandbox(es) on this machine run in it; stop them first"
+        if self._is_kept(content):
+            return "workspaces stand on it; delete them first, their files need it (see `roost workspace list`)"
+        return ""
 
     async def sweep(self) -> None:
         """Remove what killed processes left. For a node's start, after it has taken its holds again."""
         with self._locked(fcntl.LOCK_EX):
             left = [path for path in self._work.glob("*.lock") if _abandoned(path)]
-            for new in self._names.glob(".*"):
+            for new in [*self._names.glob(".*"), *self._configs.glob(".*")]:
                 new.unlink()
         for lock in left:
             await tree.delete(lock.with_suffix(""))
@@ -312,8 +386,11 @@ class ImageStore:
         """Delete the contents that no name means and nobody holds; returns how many."""
         with self._locked(fcntl.LOCK_EX):
             named = {found.content for path in self._names.glob("*.json") if (found := self._read(path.stem))}
-            dead = [path for path in self._contents.iterdir() if path.name not in named and not self._held(path)]
+            dead = [path for path in self._contents.iterdir() if path.name not in named and not self._needed(path)]
             doomed = [self._doom(path) for path in dead]
+            for config in self._configs.glob("[!.]*.json"):
+                if not (self._contents / config.stem).exists():
+                    config.unlink()
         for work, descriptor in doomed:
             await tree.delete(work)
             work.with_suffix(".lock").unlink(missing_ok=True)
@@ -326,12 +403,14 @@ class ImageStore:
         descriptor = os.open(work.with_suffix(".lock"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         content.rename(work)
-        shutil.rmtree(self._holds / content.name, ignore_errors=True)
+        for marks in (self._holds, self._kept):
+            shutil.rmtree(marks / content.name, ignore_errors=True)
         return work, descriptor
 
-    def _held(self, content: Path) -> bool:
+    def _needed(self, content: Path) -> bool:
         holds = _children(self._holds / content.name)
-        return len([hold for hold in holds if _protects(hold)]) > 0  # all of them: each may need its mark
+        held = len([hold for hold in holds if _protects(hold)]) > 0  # all of them: each may need its mark
+        return held or self._is_kept(content.name)
 
     @contextlib.contextmanager
     def _locked(self, kind: int) -> Generator[None]:
@@ -375,6 +454,17 @@ def _abandoned(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:
