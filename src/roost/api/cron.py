@@ -107,7 +107,7 @@ class CronJobs(msgspec.Struct, frozen=True):
     total: int
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CronRunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scheduled_at: str
     status: Literal["queued", "running", "completed", "error", "skipped"]
     request_id: str | None = None  # of the job that it is, or whose sandbox it entered
@@ -119,7 +119,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Runs(msgspec.Struct, frozen=True):
-    runs: list[Run]
+    runs: list[CronRunRecord]
 
 
 @post(
@@ -286,8 +286,8 @@ def _record(plane: Plane, listed: Listed) -> CronJob:
     )
 
 
-def run_of(run: CronRun) -> Run:
-    return Run(
+def run_of(run: CronRun) -> CronRunRecord:
+    return CronRunRecord(
         scheduled_at=rfc3339(run.scheduled_ns),
         status=run.status,
         request_id=run.request_id,

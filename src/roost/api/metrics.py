@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from roost.gateways.http.server import Gateway
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
+TEXT = "text/plain; version=0.0.4"  # the framework adds the charset
 UNENDED = ("pending", "running", "sleeping")
 
 
@@ -88,7 +88,9 @@ async def of_node(plane: ControlPlane) -> "list[Metric]":
     )
     about = "Accounts whose space did not come back in the last collection, since revisions are missing in the store."
     refused = GaugeMetricFamily("roost_collections_refused", about, len(plane.collection.refused))
-    memory = GaugeMetricFamily("roost_node_memory_available_mb", "Memory that is free.", info.memory_available_mb)
+    memory = GaugeMetricFamily(
+        "roost_node_memory_available_bytes", "Memory that is free.", info.memory_available_mb * 1024 * 1024
+    )
     return [up, pool, memory, unsaved, refused]
 
 
