@@ -141,6 +141,17 @@ class CronJobs(TypedDict):
     total: int
 
 
+class CronRunRecord(TypedDict):
+    scheduled_at: str
+    status: Literal["queued", "running", "completed", "error", "skipped"]
+    request_id: NotRequired[str | None]
+    exec_id: NotRequired[str | None]
+    started_at: NotRequired[str | None]
+    ended_at: NotRequired[str | None]
+    exit_code: NotRequired[int | None]
+    reason: NotRequired[str | None]
+
+
 class DefaultImage(TypedDict):
     name: str
     chosen: bool
@@ -405,6 +416,11 @@ class MemberList(TypedDict):
     members: list[MemberRecord]
 
 
+class MembersDone(TypedDict):
+    success: bool
+    message: str
+
+
 class MicroVMRecord(TypedDict):
     id: str
     name: str
@@ -523,17 +539,6 @@ class Rotated(TypedDict):
     previous_until: str
 
 
-class Run(TypedDict):
-    scheduled_at: str
-    status: Literal["queued", "running", "completed", "error", "skipped"]
-    request_id: NotRequired[str | None]
-    exec_id: NotRequired[str | None]
-    started_at: NotRequired[str | None]
-    ended_at: NotRequired[str | None]
-    exit_code: NotRequired[int | None]
-    reason: NotRequired[str | None]
-
-
 class VmInfo(TypedDict):
     vm_id: NotRequired[str | None]
     agent_id: NotRequired[str | None]
@@ -565,7 +570,7 @@ class RunStatus(TypedDict):
 
 
 class Runs(TypedDict):
-    runs: list[Run]
+    runs: list[CronRunRecord]
 
 
 class SavedJobPage(TypedDict):
@@ -751,6 +756,11 @@ class UserList(TypedDict):
     users: list[UserRecord]
 
 
+class UsersDone(TypedDict):
+    success: bool
+    message: str
+
+
 class Webhook(TypedDict):
     id: str
     url: str
@@ -806,13 +816,3 @@ class WorkspaceRecord(TypedDict):
 class WorkspaceList(TypedDict):
     workspaces: list[WorkspaceRecord]
     total: int
-
-
-class MembersDone(TypedDict):
-    success: bool
-    message: str
-
-
-class UsersDone(TypedDict):
-    success: bool
-    message: str
