@@ -138,3 +138,16 @@ def test_jobs_that_name_no_image_start_from_the_accounts_default(roost: RunningR
     assert api.run("command -v apt-get").status == "completed"
     unknown = roost.command("image", "default", "nosuch")
     assert unknown.returncode != 0 and b"there is no image 'nosuch'" in unknown.stderr
+
+
+def test_a_workspace_outlives_the_replacement_of_the_image_below_it(roost: RunningRoost, api: Api, image: str) -> None:
+    """Also where nothing runs: what it stands on is kept. The last of these tests, since it replaces their image."""
+    name, tar = f"stands-{os.getpid()}", Path(roost.place) / "replaced.tar"
+    api.run("echo old > /home/app/mine", rootfs_type=image, workspace_id=name)
+    root = Tarball().directory("bin").file("bin/sh", Path(BUSYBOX).read_bytes(), 0o755).file("version", b"new\n")
+    root.save(tar)
+    assert roost.command("image", "import", "-n", image, str(tar)).returncode == 0
+    assert api.run("read x < /version; echo $x", rootfs_type=image).text == "new\n"
+    ended = api.run("cat /home/app/mine; ls /version", workspace_id=name)
+    assert ended.stdout == b"old\n", ended
+    api.call("DELETE", f"/mags-workspaces/{name}")

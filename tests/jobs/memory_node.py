@@ -366,7 +366,9 @@ class Node:
         saved.revision = msgspec.structs.replace(saved.revision, unsaved=None)
         return saved.revision
 
-    async def collect(self, live: dict[int, list[str]], reserved: list[str], before_ns: int) -> Collected:
+    async def collect(
+        self, live: dict[int, list[str]], reserved: list[str], before_ns: int, images: list[str] | None = None
+    ) -> Collected:
         self.reach()
         needed = {one for of_account in live.values() for one in of_account}
         assert needed <= set(self.saves), "what should be kept is not in the object store"

@@ -243,9 +243,14 @@ class NodeClient:
         """Saves now what could not be saved before. Raises Unsaved with why it still cannot, NotFound."""
         return await self._call("POST", f"/v1/revisions/{id}/recover", Revision, None, SAVE)
 
-    async def collect(self, live: dict[int, list[str]], reserved: list[str], before_ns: int) -> Collected:
-        """`live` must hold, by account, every revision made before `before_ns` that anybody may still want."""
-        wanted = Collect(live=live, before_ns=before_ns, reserved=reserved)
+    async def collect(
+        self, live: dict[int, list[str]], reserved: list[str], before_ns: int, images: list[str] | None = None
+    ) -> Collected:
+        """`live` must hold, by account, every revision made before `before_ns` that anybody may still want.
+
+        images: ids of the contents that they stand on; None where not all are known.
+        """
+        wanted = Collect(live=live, before_ns=before_ns, reserved=reserved, images=images)
         return await self._call("POST", "/v1/revisions/collect", Collected, wanted, SAVE)
 
     async def put_file(self, id: str, chunks: AsyncIterator[bytes], limit: int) -> int:

@@ -345,7 +345,6 @@ class Layers:
 
     def keep(self, disk: Disk, revision: Revision, parent: str | None, owed: int | None = None) -> None:
         """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
-        self._images.keep(revision.image)
         seal(disk)
         name = f"{revision.id}-{secrets.token_hex(4)}.img"
         (self._directory / name).hardlink_to(disk.image)  # until the layer is written down, a crash leaves the disk
@@ -511,6 +510,7 @@ class Layers:
         return msgspec.json.decode(self._meta(id).read_bytes(), type=Kept)
 
     def _write(self, kept: Kept) -> None:
+        self._images.keep(kept.revision.image)  # before there is something that needs it
         fresh = self._meta(kept.revision.id).with_suffix(".new")
         with fresh.open("wb") as file:
             file.write(msgspec.json.encode(kept))

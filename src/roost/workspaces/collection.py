@@ -110,7 +110,8 @@ class Collection:
         expired = await uploads.expire(self._database, self._node)
         before_ns = now_ns() - GRACE
         reserved = await self.reserved()  # before what is live: an id that moves from here to there is in both
-        collected = await self._node.collect(await self.live(), reserved, before_ns)
+        live = await self.live()
+        collected = await self._node.collect(live, reserved, before_ns, await self._images(live))
         self.refused = collected.refused
         log.info(
             "collection.end",
@@ -136,6 +137,13 @@ class Collection:
             if revision is not None:
                 live[account_id].add(revision)
         return {account_id: sorted(wanted) for account_id, wanted in live.items()}
+
+    async def _images(self, live: dict[int, list[str]]) -> list[str] | None:
+        """What all of these stand on; None where one has no row, which only a job pins."""
+        rows = await self._database.read(select(revisions.c.id, revisions.c.image))
+        known = {row.id: row.image for row in rows}
+        ids = [id for one in live.values() for id in one]
+        return sorted({known[id] for id in ids}) if all(id in known for id in ids) else None
 
     async def reserved(self) -> list[str]:
         """Ids that were chosen for saves which may be made, or are being made: there is nothing of most of them yet."""
