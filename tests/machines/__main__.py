@@ -18,7 +18,7 @@ from pathlib import Path
 
 from roost.errors import SetupMissing
 from tests.machines.disk import PROJECT, system
-from tests.machines.machine import Machine, MachineFailed, TimeOver, accelerator, booted, lines_of
+from tests.machines.machine import Machine, MachineFailed, TimeOver, accelerator, booted, lines_of, quoted
 
 CACHE = Path(os.environ.get("ROOST_MACHINES_CACHE", "/var/cache/roost-machines"))
 IMAGES = Path("/var/lib/roost/images")  # of this machine: building them anew takes longer than everything else
@@ -124,7 +124,7 @@ def last_words(run: Run) -> None:
     print("\n".join(run.machine.console().splitlines()[-TAIL:]), flush=True)
 
 
-def try_machine(suite: str, minutes: float) -> str:
+def try_machine(suite: str, minutes: float, keep: bool) -> str:
     """One word for the end: passed, FAILED, unfinished or skipped."""
     begun = time.monotonic()
 
@@ -148,6 +148,9 @@ def try_machine(suite: str, minutes: float) -> str:
             end = "unfinished" if time.monotonic() >= run.end else "FAILED"
             run.say(f"{end}: {error}")
             last_words(run)
+            if keep:
+                run.say(f"it runs on until it is switched off: {quoted(*machine.ssh(''))}")
+                machine.process.wait()
             return end
         run.say("passed")
         return "passed"
@@ -158,11 +161,12 @@ def main() -> int:
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="bookworm, trixie, noble")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for each machine, once it is built")
     parser.add_argument("--may-stop", action="store_true", help="no failure if the time is over before all was tried")
+    parser.add_argument("--keep", action="store_true", help="leave a machine that failed running, to log in")
     wanted = parser.parse_args()
     changed = subprocess.run(["git", "-C", PROJECT, "status", "--porcelain"], capture_output=True, text=True).stdout
     if changed.strip():
         print("what is not committed is not tried: the machines clone HEAD", flush=True)
-    ends = {suite: try_machine(suite, wanted.minutes) for suite in wanted.suites}
+    ends = {suite: try_machine(suite, wanted.minutes, wanted.keep) for suite in wanted.suites}
     print("\n".join(f"{suite}: {end}" for suite, end in ends.items()), flush=True)
     bad = {"FAILED"} if wanted.may_stop else {"FAILED", "unfinished"}
     return 1 if bad & set(ends.values()) else 0
