@@ -93,6 +93,12 @@ def test_programs_make_room_for_the_controllers_that_members_need(
     assert program.poll() is None
 
 
+def test_programs_have_moved_before_anything_is_enabled(service: Path, program: "subprocess.Popen[bytes]") -> None:
+    """With cpu on beside processes, a group counts as one of threads, which cannot have memory on any more."""
+    settle(HERE, f"/{service.name}/roost-9", [], [])
+    assert group_of(program) == PurePosixPath(f"/{service.name}/{LEAF}")
+
+
 def test_a_controller_that_cannot_be_had_is_named_with_its_cure(service: Path) -> None:
     with pytest.raises(SetupMissing, match=rf"{service.name}/roost-9 has no cgroup controller nosuch; .*Delegate=yes"):
         settle(HERE, f"/{service.name}/roost-9", ["nosuch"], ["nosuch"])

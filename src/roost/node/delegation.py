@@ -21,6 +21,7 @@ LEAF = "roost-programs"
 RECORD = "cgroup"  # in the instance's directory of /run
 DELEGATED = ("trusted.delegate", "user.delegate")  # extended attributes; the second since systemd 251
 TRIES = 100  # a program may start another one while it is moved
+OCCUPIED = (errno.EBUSY, errno.EOPNOTSUPP)  # the second where cpu or pids are on already, which such a group may have
 
 
 def parent(hierarchies: Hierarchies, instance: int, runtime_dir: Path) -> str:
@@ -80,6 +81,8 @@ def settle(
     if hierarchies.version == "v1":
         return
     group = below(hierarchies.mounts[UNIFIED], parent)
+    if (group.parent / "cgroup.type").exists():  # of every group but the root, which alone may have processes as well
+        _move_out(group.parent)
     for controller in wanted:
         if controller in _words(group.parent / "cgroup.controllers"):
             _enable(group.parent, controller)
@@ -106,7 +109,7 @@ def _enable(group: Path, controller: str) -> None:
             with about(control):
                 control.write_text(f"+{controller}")
         except OSError as error:
-            if error.errno != errno.EBUSY or attempt + 1 == TRIES:
+            if error.errno not in OCCUPIED or attempt + 1 == TRIES:
                 raise
             _move_out(group)
 
