@@ -130,8 +130,8 @@ def login_form(plane: ControlPlane, next: str) -> str:
         '<label>User or e-mail address<input name="user" autocomplete="username" required autofocus></label>'
         '<label>Password<input name="password" type="password" autocomplete="current-password" required></label>'
         f"<button>Log in</button></form>{provider if plane.identity.oidc is not None else ''}"
-        "<p>No user yet? Whoever runs this Roost makes one, on its machine: "
-        "<code>sudo roost user add NAME --role owner</code></p>"
+        "<small>No user yet? Whoever runs this Roost makes one, on its machine: "
+        "<code>sudo roost user add NAME --role owner</code></small>"
     )
 
 

@@ -138,8 +138,8 @@ async def list_revisions(
 )
 async def restore(request: Caller, plane: Plane, id: Name, data: Wanted) -> Restored:
     found = await workspace.find(plane.database, request.user.id, id)
-    await revisions.restore(plane.database, found, data.revision)
-    return Restored(True, f"Workspace '{id}' restored to revision {data.revision}", data.revision)
+    revision = await revisions.restore(plane.database, found, data.revision)
+    return Restored(True, f"Workspace '{id}' restored to revision {revision}", revision)
 
 
 @get(

@@ -29,6 +29,7 @@ from sqlalchemy.exc import IntegrityError
 
 from roost.clock import now_ns
 from roost.db.database import Bound, Database
+from roost.db.prefixes import whole_id
 from roost.db.schema import cron_runs, crons, jobs, saved_job_runs, schedules, template_runs
 from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
@@ -141,6 +142,9 @@ async def find(database: Database, account_id: int, cron_id: str) -> Cron:
     """Raises NotFound."""
     mine = select(*_COLUMNS).where(crons.c.account_id == account_id, ~_IS_SCHEDULE)
     rows = await database.read(mine.where(crons.c.id == cron_id))
+    its = and_(crons.c.account_id == account_id, ~_IS_SCHEDULE)
+    if not rows and (whole := await whole_id(database, crons.c.id, its, cron_id)):
+        return await find(database, account_id, whole)
     if not rows:
         raise NotFound(f"there is no cron job {cron_id[:80]!r}; GET /api/v1/mags-cron lists yours")
     return of_row(rows[0])

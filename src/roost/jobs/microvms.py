@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import structlog
-from sqlalchemy import Row, Select, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, insert, or_, select, update
 from structlog.typing import FilteringBoundLogger
 
 from roost.clock import now_ns
 from roost.db.database import Database, Statement
+from roost.db.prefixes import whole_id
 from roost.db.schema import jobs as job_rows
 from roost.db.schema import microvm_keys, microvms
 from roost.db.secret import Secret
@@ -127,9 +128,12 @@ def _rows(secret: Secret, account_id: int, id: str, name: str, keys: Keys) -> tu
     return row, *opening
 
 
+def _there(account_id: int) -> ColumnElement[bool]:
+    return and_(microvms.c.account_id == account_id, microvms.c.removed_ns.is_(None))
+
+
 def _mine(account_id: int) -> Select[Any]:
-    there = microvms.c.removed_ns.is_(None)
-    return select(microvms).where(microvms.c.account_id == account_id, there).order_by(microvms.c.created_ns.desc())
+    return select(microvms).where(_there(account_id)).order_by(microvms.c.created_ns.desc())
 
 
 async def of_account(database: Database, live: LiveJobs, account_id: int) -> list[MicroVM]:
@@ -141,6 +145,8 @@ async def find(database: Database, live: LiveJobs, account_id: int, reference: s
     """By id or name. Raises NotFound."""
     named = or_(microvms.c.id == reference, microvms.c.name == reference)
     found = await _with_jobs(database, live, account_id, await database.read(_mine(account_id).where(named)))
+    if not found and (whole := await whole_id(database, microvms.c.id, _there(account_id), reference)):
+        return await find(database, live, account_id, whole)
     if not found:
         raise NotFound(f"there is no microVM {reference[:80]!r}; GET /api/v1/microvms lists yours")
     return next((one for one in found if one.id == reference), found[0])

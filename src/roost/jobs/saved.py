@@ -12,6 +12,7 @@ from sqlalchemy import Executable, Row, delete, func, insert, select, update
 
 from roost.clock import now_ns
 from roost.db.database import Database, Statement
+from roost.db.prefixes import whole_id
 from roost.db.schema import jobs, saved_job_runs, saved_jobs
 from roost.db.secret import Secret
 from roost.errors import NotFound
@@ -95,6 +96,8 @@ async def find(database: Database, secret: Secret, account_id: int, reference: s
     mine = saved_jobs.c.account_id == account_id
     rows = await database.read(select(*_COLUMNS).where(mine, saved_jobs.c.id == reference))
     rows = rows or await database.read(select(*_COLUMNS).where(mine, saved_jobs.c.id == of_run))
+    if not rows and (whole := await whole_id(database, saved_jobs.c.id, mine, reference)):
+        return await find(database, secret, account_id, whole)
     if not rows:
         raise NotFound(f"there is no job {reference[:80]!r}; GET /api/v1/jobs lists yours")
     return _saved(secret, rows[0])

@@ -12,6 +12,7 @@ from sqlalchemy import Executable, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from roost.db.database import Database
+from roost.db.prefixes import whole_id
 from roost.db.schema import crons, schedules
 from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
@@ -78,6 +79,10 @@ async def of_account(database: Database, account_id: int, job_id: str | None) ->
 async def find(database: Database, account_id: int, schedule_id: str) -> Schedule:
     """Raises NotFound."""
     rows = await database.read(_BOTH.where(schedules.c.account_id == account_id, crons.c.id == schedule_id))
+    if not rows and (
+        whole := await whole_id(database, schedules.c.cron_id, schedules.c.account_id == account_id, schedule_id)
+    ):
+        return await find(database, account_id, whole)
     if not rows:
         raise NotFound(f"there is no schedule {schedule_id[:80]!r}; GET /api/v1/schedules lists yours")
     return _schedule(rows[0])

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from roost.clock import now_ns
 from roost.db.database import Database, Statement
+from roost.db.prefixes import whole_id
 from roost.db.schema import jobs, template_revisions, template_runs, templates
 from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
@@ -73,6 +74,8 @@ async def find(database: Database, secret: Secret, account_id: int, template_id:
     """Raises NotFound."""
     mine = templates.c.account_id == account_id
     found = await database.read(_TEMPLATE.where(mine, templates.c.id == template_id))
+    if not found and (whole := await whole_id(database, templates.c.id, mine, template_id)):
+        return await find(database, secret, account_id, whole)
     if not found:
         raise NotFound(f"there is no template {template_id[:80]!r}; GET /api/v1/job-templates lists yours")
     return _template(secret, found[0])

@@ -11,6 +11,7 @@ from sqlalchemy import Row, delete, func, insert, literal, select, update
 
 from roost.clock import now_ns
 from roost.db.database import Database
+from roost.db.prefixes import whole_id
 from roost.db.schema import webhooks
 from roost.db.secret import Secret
 from roost.errors import Conflict, NotFound
@@ -95,6 +96,10 @@ async def read(database: Database, webhook_id: str) -> Webhook | None:
 async def find(database: Database, account_id: int, webhook_id: str) -> Webhook:
     """Raises NotFound."""
     webhook = await read(database, webhook_id)
+    if webhook is None and (
+        whole := await whole_id(database, webhooks.c.id, webhooks.c.account_id == account_id, webhook_id)
+    ):
+        webhook = await read(database, whole)
     if webhook is None or webhook.account_id != account_id:
         raise NotFound(f"there is no webhook {webhook_id[:80]!r}; GET /api/v1/webhooks lists yours")
     return webhook

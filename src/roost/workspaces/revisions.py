@@ -18,6 +18,7 @@ from sqlalchemy.dialects.sqlite import insert
 from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Database
+from roost.db.prefixes import whole_id
 from roost.db.schema import jobs, revisions, workspaces
 from roost.errors import Conflict, NodeUnavailable, NotFound
 from roost.node import protocol
@@ -278,8 +279,9 @@ async def settle_edit(database: Database, of: Workspace, revision: protocol.Revi
         await _refuse(database, of)
 
 
-async def restore(database: Database, of: Workspace, revision: str) -> None:
-    """The head is the older revision from now on. Raises NotFound, Conflict."""
+async def restore(database: Database, of: Workspace, revision: str) -> str:
+    """The head is the older revision, whose id is returned, from now on. Raises NotFound, Conflict."""
+    revision = await whole_id(database, revisions.c.id, revisions.c.workspace_id == of.id, revision) or revision
     await require(database, of, revision)
     there = exists().where(revisions.c.id == revision, revisions.c.workspace_id == workspaces.c.id)
     outcomes = await database.write(
@@ -288,6 +290,7 @@ async def restore(database: Database, of: Workspace, revision: str) -> None:
     )
     if not outcomes[-1].rows:
         await _refuse(database, of)
+    return revision
 
 
 def _unchanged(of: Workspace) -> Any:

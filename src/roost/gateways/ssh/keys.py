@@ -17,12 +17,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from roost import ids
 from roost.clock import now_ns
 from roost.db.database import Database
+from roost.db.prefixes import whole_id
 from roost.db.schema import accounts, jobs, ssh_keys
 from roost.errors import Conflict, Invalid, NotFound
 from roost.gateways.ssh.host_key import openssh, public_line
@@ -164,7 +165,9 @@ async def listed(database: Database, account_id: int, job_seq: int | None) -> li
 
 async def remove(database: Database, account_id: int, job_seq: int | None, id: str) -> None:
     """Raises NotFound."""
-    row = delete(ssh_keys).where(*_of(account_id, job_seq), ssh_keys.c.id == id)
+    mine = and_(*_of(account_id, job_seq))
+    id = await whole_id(database, ssh_keys.c.id, mine, id) or id
+    row = delete(ssh_keys).where(mine, ssh_keys.c.id == id)
     if not (await database.write(row))[0].rows:
         raise NotFound(f"there is no SSH key {id!r} here; list them to see their ids")
 
