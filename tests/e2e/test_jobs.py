@@ -259,8 +259,34 @@ def test_output_of_a_command_above_4_mb_is_cut_and_that_is_said(api: Api, busy_j
     result = api.exec(busy_job, "head -c 6000000 /dev/zero | tr '\\0' x; echo end >&2; exit 3")
     assert result["truncated"] is True
     assert 3_900_000 < len(result["stdout"]) <= 4_194_304
-    assert (result["exit_code"], set(result["stdout"])) == (3, {"x"})
-    assert "4 MB" in result["note"]
+    begin, gap, end = result["stdout"].split("\n")
+    assert (result["exit_code"], set(begin), set(end)) == (3, {"x"}, {"x"})
+    assert gap == f"[{6_000_000 - len(begin) - len(end)} bytes are left out here]"
+    assert "4 MB" in result["note"] and result["stderr"] == "end\n"
+
+
+def test_the_error_at_the_end_of_much_output_is_kept(api: Api) -> None:
+    job = api.run("echo begin; seq 3000000; echo 'the error' >&2; exit 3")
+    assert job.exit_code == 3
+    lines = api.call("GET", f"/mags-jobs/{job.request_id}/logs")["logs"]
+    assert (lines[0]["message"], lines[1]["message"]) == ("begin", "1")
+    gap = next(at for at, line in enumerate(lines) if line["source"] == "system")
+    assert "MB of output are left out here" in lines[gap]["message"]
+    assert int(lines[gap - 1]["message"][:3]) and "the error" in [line["message"] for line in lines[-3:]]
+    assert "3000000" in [line["message"] for line in lines[-4:]]
+
+
+def test_the_log_of_a_sandbox_that_stays_goes_on_for_good(api: Api) -> None:
+    job = api.submit("seq 2000000; echo still here; sleep infinity", persistent=True)
+    api.said(job, b"still here")
+    with api.open("GET", f"/mags-jobs/{job}/logs?follow=true") as answer:
+        first = [answer.readline() for _ in range(30)]
+    assert b"id: 1\n" in first
+    resumed = {"Last-Event-ID": "1999998"}
+    with api.open("GET", f"/mags-jobs/{job}/logs?follow=true", None, 30, **resumed) as answer:
+        ids = [answer.readline() for _ in range(9)][::3]
+    assert ids == [b"id: 1999999\n", b"id: 2000000\n", b"id: 2000001\n"]  # as if nothing were missing
+    api.stop(job)
 
 
 def test_many_commands_at_once_get_their_own_answers(api: Api, busy_job: str) -> None:

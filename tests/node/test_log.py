@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from roost import linux
 from roost.clock import now_ns
 from roost.errors import Invalid
-from roost.node.log import HEAD, LogWriter, follow, read_records
+from roost.jobs.logs import Lines
+from roost.node.log import HEAD, LogWriter, follow, is_boundary, read_records, remove
 from roost.node.protocol import LogRecord
 
 LIMIT = 5.0  # seconds that anything may take here
@@ -139,28 +140,108 @@ def test_a_torn_tail_of_a_continued_log_leaves_this_sandboxs_count_right(path: P
         again.close()
 
 
-def test_at_the_limit_the_log_says_so_once_and_counts_what_is_dropped(path: Path) -> None:
-    limit = 1000
+def numbered(path: Path, limit: int = 4000, count: int = 2000) -> LogWriter:
+    """A log of lines that name their number, most of which are left out."""
     writer = LogWriter(path, limit=limit)
-    for _ in range(30):
-        writer.write([(1, b"x" * 60), (2, b"y" * 40)])
-    records = read_all(path)
-    writer.close()
-    remarks = [record for record in records if record.source == "system"]
-    kept = sum(len(record.data) for record in records if record.source != "system")
-    assert [record.data for record in remarks] == [b"output limit of 1000 bytes reached; what follows was dropped\n"]
-    assert records[-1] is remarks[0]
-    assert writer.output == 3000
-    assert writer.dropped == 3000 - kept > 0
-    assert path.stat().st_size <= limit + HEAD.size + len(remarks[0].data)
+    for number in range(count):
+        writer.write([(1 + number % 2, b"line %d\n" % number)])
+    return writer
 
 
-def test_remarks_are_kept_beyond_the_limit(path: Path) -> None:
-    writer = LogWriter(path, limit=100)
-    writer.write([(1, bytes(500))])
+def lines_of(records: Iterable[LogRecord]) -> list[tuple[int, str, str]]:
+    lines = Lines()
+    found = [line for record in records for line in lines.feed(record)]
+    return [(line.number, line.source, line.text) for line in (*found, *lines.end())]
+
+
+def test_beyond_the_limit_the_beginning_and_the_end_are_kept_and_the_gap_is_named_where_it_is(path: Path) -> None:
+    writer = numbered(path)
     writer.remark("how it ended")
     writer.close()
-    assert told(path)[-1] == ("system", b"how it ended\n")
+    lines = lines_of(read_all(path))
+    gap = next(at for at, line in enumerate(lines) if line[1] == "system")
+    assert [text for _, _, text in lines[:gap]] == [f"line {number}" for number in range(gap)]
+    assert "bytes of output are left out here" in lines[gap][2]
+    after = lines[gap + 1 : -1]
+    assert [text for _, _, text in after] == [f"line {number}" for number in range(2000 - len(after), 2000)]
+    assert len(after) > 20 and gap > 20
+    assert [number for number, _, _ in after] == list(range(2001 - len(after), 2001))  # as if nothing were missing
+    assert lines[-1] == (2001, "system", "how it ended")
+    kept = sum(len(record.data) for record in read_all(path) if record.source != "system")
+    assert writer.output == kept + writer.dropped
+    assert writer.size < 4000 + 2 * 4000 // 16 + 100
+
+
+def test_positions_stay_what_they_were_while_what_lies_between_is_dropped(path: Path) -> None:
+    writer = numbered(path, count=100)
+    before = read_all(path)
+    for number in range(100, 2000):
+        writer.write([(1 + number % 2, b"line %d\n" % number)])
+    now = {record.seq: record for record in read_all(path)}
+    assert all(now[record.seq] == record for record in before[:20])
+    last = before[-1].seq
+    assert is_boundary(path, last) and last not in now
+    behind = read_all(path, last)
+    assert behind[0].lines_before and behind[1:] == [record for seq, record in now.items() if seq > behind[0].seq]
+    for at, record in enumerate(behind):
+        assert is_boundary(path, record.seq)
+        assert read_all(path, record.seq) == behind[at + 1 :]
+    writer.close()
+
+
+def test_a_log_that_has_turned_is_continued_after_a_restart_and_by_another_sandbox(path: Path) -> None:
+    first = numbered(path)
+    first.close()
+    again = LogWriter(path, limit=4000)
+    assert (again.output, again.dropped, again.size) == (first.output, first.dropped, first.size)
+    again.write([(1, b"line 2000\n")])
+    again.close()
+    assert lines_of(read_all(path))[-1] == (2001, "stdout", "line 2000")
+    other = LogWriter(path, limit=4000, begins=None)
+    assert (other.output, other.dropped) == (0, 0)
+    other.write([(1, b"other\n")])
+    other.close()
+    assert lines_of(read_all(path))[-1] == (2002, "stdout", "other")
+    remove(path)
+    assert not list(path.parent.glob(f"{path.name}*"))
+
+
+async def test_a_follower_that_is_slow_is_told_what_it_missed(path: Path) -> None:
+    writer = numbered(path, count=50)
+    batches = follow(path, writer, 0)
+    seen = list(await anext(batches))
+    for number in range(50, 2000):
+        writer.write([(1 + number % 2, b"line %d\n" % number)])
+    writer.close()
+    async for batch in batches:
+        seen += batch
+    assert lines_of(seen)[-1] == (2000, "stderr", "line 1999")
+    assert [record.lines_before is None for record in seen].count(False) == 1
+
+
+@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 200_000])
+def test_lines_are_counted_as_they_are_cut(path: Path, size: int) -> None:
+    writer = LogWriter(path, limit=1000)
+    for text in (b"x" * size, b"y\n" + b"z" * size + b"\nend", b"\n\nlast\n"):
+        writer.write([(1, text)])
+    records = read_all(path)
+    whole = LogWriter(path.with_name("whole"))
+    for text in (b"x" * size, b"y\n" + b"z" * size + b"\nend", b"\n\nlast\n"):
+        whole.write([(1, text)])
+    assert lines_of(records)[-1] == lines_of(read_all(path.with_name("whole")))[-1]
+    writer.close()
+    whole.close()
+
+
+def test_without_room_nothing_more_is_kept_and_that_is_said_once(path: Path) -> None:
+    writer = LogWriter(path)
+    writer.write([(1, b"kept")])
+    writer.cap()
+    writer.cap()
+    writer.write([(1, b"dropped")])
+    writer.close()
+    assert [source for source, _ in told(path)] == ["stdout", "system"]
+    assert (writer.output, writer.dropped) == (11, 7)
 
 
 def test_a_full_disk_refuses_and_keeps_what_was_written(tiny_disk: Path) -> None:

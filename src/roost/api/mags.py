@@ -321,7 +321,7 @@ async def executed(plane: ControlPlane, job: Job, call: Exec) -> ExecResult:
 
 
 def _command_result(result: ExecResult) -> CommandResult:
-    cut = "output beyond 4 MB was dropped" if result.truncated else None
+    cut = "of output beyond 4 MB the middle was left out" if result.truncated else None
     return CommandResult(
         exit_code=result.exit_code,
         stdout=result.stdout.decode("utf-8", "replace"),

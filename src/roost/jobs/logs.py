@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from roost.node.protocol import LogRecord
+from roost.node.protocol import LONGEST_LINE, LogRecord
 
 Source = Literal["stdout", "stderr", "system"]
-
-LONGEST_LINE = 64 * 1024  # bytes; a longer one is cut into pieces of this size
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,9 @@ class Lines:
         self._number = 0
 
     def feed(self, record: LogRecord) -> Iterator[Line]:
+        if record.lines_before is not None:
+            yield from self._leave_out(record, record.lines_before)
+            return
         pending = self._open.setdefault(record.source, bytearray())
         self._time_ns[record.source] = record.time_ns
         searched = len(pending)
@@ -48,6 +49,13 @@ class Lines:
             else:
                 break
         del pending[:start]
+
+    def _leave_out(self, record: LogRecord, lines_before: int) -> Iterator[Line]:
+        """What follows has the numbers that it would have with all that is missing."""
+        yield from self.end()
+        self._number = max(self._number, lines_before - 1)
+        self._time_ns[record.source] = record.time_ns
+        yield self._line(record.source, record.data.removesuffix(b"\n"))
 
     def end(self) -> Iterator[Line]:
         for source, pending in self._open.items():

@@ -17,7 +17,7 @@ from roost.node.commands import UNKNOWN, apply
 from roost.node.guest.channel import Guest, GuestProcess
 from roost.node.guest.frames import Exited
 from roost.node.input import Input
-from roost.node.log import LogWriter
+from roost.node.log import LogWriter, remove, segments
 from roost.node.protocol import ChangeProcess, ProcessState, Taken
 from roost.node.record import write_whole
 
@@ -34,7 +34,7 @@ class Kept(msgspec.Struct, frozen=True):
 class KeptProcess:
     def __init__(self, place: Path, kept: Kept) -> None:
         self.path = place / f"{kept.state.id}.log"
-        self.size = self.path.stat().st_size if self.path.exists() else 0
+        self.size = sum(one.size for one in segments(self.path)) if self.path.exists() else 0
         self.log: LogWriter | None = None
         self.follower: asyncio.Task[None] | None = None
         self._place = place
@@ -134,7 +134,7 @@ class KeptProcess:
     def forget(self) -> None:
         self.close()
         (self._place / f"{self.id}.json").unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
 
     def _write(self, state: ProcessState | None = None) -> None:
         kept = Kept(state or self._kept.state, self._kept.output_limit)

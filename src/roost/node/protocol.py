@@ -76,6 +76,9 @@ Cause = Literal["exited", "timeout", "oom", "stopped", "disk", "excess", "lost",
 PIDS = 512  # processes and threads of a sandbox; Chromium with a few pages, a JVM or a build of npm take 100 to 300
 
 
+LONGEST_LINE = 64 * 1024  # bytes of a line in a log; a longer one is cut into pieces of this size
+
+
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
     """A value that crosses the border; unknown fields are ignored, so that a newer side may say more."""
 
@@ -359,6 +362,7 @@ class LogRecord(Wire, frozen=True):
     time_ns: int
     source: Literal["stdout", "stderr", "system"]
     data: bytes
+    lines_before: int | None = None  # of a remark that stands for what was left out: lines that ended before it
 
 
 class PoolStatus(Wire, frozen=True):

@@ -20,6 +20,7 @@ import structlog
 from roost import ids
 from roost.clock import now_ns
 from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of
+from roost.node.capture import Capture
 from roost.node.disk import FLOOR, GIB, Disk
 from roost.node.freezer import Freezer
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
@@ -651,7 +652,7 @@ class Sandbox:
     async def execute(self, request: Exec) -> ExecResult:
         """Raises Conflict when the sandbox is not running."""
         guest, id = self.enter(), self.next_number()
-        output = _Output(request.output_limit)
+        output = Capture(request.output_limit)
         begun = now_ns()
         config = self.config
         command = Command(
@@ -668,8 +669,8 @@ class Sandbox:
         process.release()
         return ExecResult(
             exit_code=exited.exit_code if exited else None,
-            stdout=b"".join(output.parts[STDOUT]),
-            stderr=b"".join(output.parts[STDERR]),
+            stdout=output.of(STDOUT),
+            stderr=output.of(STDERR),
             truncated=output.truncated,
             timed_out=timed_out,
             duration_ms=(now_ns() - begun) // 1_000_000,
@@ -709,22 +710,6 @@ class Sandbox:
     def _remark(self, text: str) -> None:
         with contextlib.suppress(OSError):  # it is told by the state too
             self._log_writer().remark(text)
-
-
-class _Output:
-    """Both streams of a command, up to a limit together."""
-
-    def __init__(self, limit: int) -> None:
-        self.parts: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
-        self.truncated = False
-        self._room = limit
-
-    def take(self, pairs: list[tuple[int, bytes]]) -> None:
-        for stream, data in pairs:
-            kept = data[: self._room]
-            self._room -= len(kept)
-            self.truncated |= len(kept) < len(data)
-            self.parts[stream].append(kept)
 
 
 def _why_ended(exited: Exited | None, limit: float | None) -> str | None:

@@ -232,7 +232,7 @@ class Sandboxes:
         users = [one for one in self._sandboxes.values() if one.record.log_id == id and one.state.phase != "ended"]
         if users:
             raise Conflict(f"sandbox {users[0].id} still writes the log of {id}; stop it first")
-        self._log_path(id).unlink(missing_ok=True)
+        logs.remove(self._log_path(id))
 
     async def events(self) -> AsyncGenerator[Event]:
         """Every sandbox's state, `Snapshot`, then each change for as long as the reader reads."""
@@ -358,7 +358,7 @@ class Sandboxes:
         id = record.state.id
         self._records.remove(id)
         if record.log is None:
-            self._log_path(id).unlink(missing_ok=True)
+            logs.remove(self._log_path(id))
         shutil.rmtree(self._kept / id, ignore_errors=True)
 
     def _lost(self, record: Record) -> SandboxState:
