@@ -366,3 +366,37 @@ print(sent if sent else why)
     ended = api.run(script)
     assert ended.exit_code == 0, ended.stderr
     assert overflows() == before, ended.text
+
+
+FILTERS = """#!/usr/bin/python3
+import ctypes, errno, os, struct, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+class Program(ctypes.Structure): _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))  # allow everything
+program = Program(1, ctypes.addressof(code))
+def install():
+    if libc.prctl(22, 2, ctypes.byref(program)) == 0: return True
+    return libc.syscall(NUMBER, 1, 0, ctypes.byref(program)) == 0
+NUMBER = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
+made = 0
+while made < 3000 and install(): made += 1
+print(made, errno.errorcode[ctypes.get_errno()])
+more = []
+def another(): more.append(install())
+thread = threading.Thread(target=another); thread.start(); thread.join()
+if os.fork() == 0: os._exit(install())
+print(more, os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_filters_of_a_sandboxs_own_programs_are_bounded(api: Api) -> None:
+    """Seccomp's: compiled, they take memory that is bounded for the whole machine, and without it nothing starts."""
+    most, again = api.run(FILTERS).lines
+    assert most == "1024 ENOMEM"
+    assert again == "[False] 0"
+
+
+def test_programs_that_confine_themselves_may(api: Api) -> None:
+    script = FILTERS.partition("made = 0")[0] + "print(install(), install())"
+    assert api.run(script).lines == ["True True"]
+    assert api.run("grep Seccomp_filters /proc/self/status").lines == ["Seccomp_filters:\t2"]

@@ -15,6 +15,7 @@ from roost.node.disk import Disks
 from roost.node.pool import Pool
 from roost.node.protocol import File, Limits
 from roost.node.runtimes.oci import OciRuntime
+from roost.node.sandbox import EXHAUSTED, not_done
 
 from .guest_world import LIMIT, World, own_number
 from .node_world import START, RealNode, command_of
@@ -71,6 +72,21 @@ async def test_what_lasts_is_told_as_the_machines_fault_and_what_may_pass_is_wai
                     await pool.take()
                 await pool.close()
             await world.sweep()
+
+
+async def test_a_start_for_which_the_machine_has_run_out_of_something_waits(node: RealNode) -> None:
+    """Here of processes for guest init's own thread; it may be the kernel's memory for filters, or mounts."""
+    with pytest.raises(NoCapacity, match="supervisor: Resource temporarily unavailable"):
+        await node.box(limits=Limits(vcpus=1, memory_mb=64, disk_gb=1, pids=1, timeout_seconds=0))
+    await until_nobody_is_busy(node)
+    await (await node.box()).stop()
+
+
+@pytest.mark.parametrize("number", sorted(EXHAUSTED - {524}))
+async def test_what_has_run_out_is_waited_for(number: int) -> None:
+    told = not_done("the sandbox could not be started", OSError(number, f"mount /root: {os.strerror(number)}"))
+    assert isinstance(told, NoCapacity)
+    assert str(told).startswith("the sandbox could not be started now: mount /root")
 
 
 async def test_a_disk_that_could_not_be_formatted_is_formatted_the_next_time(tmp_path: Path) -> None:

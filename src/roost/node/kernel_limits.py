@@ -20,6 +20,7 @@ from roost.node.runtimes.oci import TERMINALS
 SYSCTL = Path("/proc/sys")
 OTHERS = 4096  # terminals of the machine itself
 HOSTILE = 256  # sandboxes that use up their connections at the same time
+FILTERS = 1_000_000_000  # bytes: less than the kernel's own bound for modules, and ten hostile sandboxes' worth
 SOCKETS = (0.25, 0.375, 0.5)  # parts of the machine's memory: guests' sockets count for their sandboxes before that
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -58,6 +59,7 @@ def limits() -> Iterator[Limit]:
     yield Limit("kernel/threads-max", (2 * MEMBERS * PIDS,), "threads")
     yield Limit("fs/file-max", (2**63 - 1,), "open files: each counts as its sandbox's memory")
     yield Limit("kernel/pty/max", (MEMBERS * TERMINALS + OTHERS,), "terminals")
+    yield Limit("net/core/bpf_jit_limit", (FILTERS,), "bytes of compiled filters")
     yield Limit("net/ipv4/tcp_mem", sockets, "pages in TCP sockets")
     yield Limit("net/ipv4/udp_mem", sockets, "pages in UDP sockets")
     yield Limit("net/ipv4/tcp_max_orphans", (262_144,), "closed connections with unsent data")

@@ -19,7 +19,7 @@ import structlog
 
 from roost import ids
 from roost.clock import now_ns
-from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of
+from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of, reason
 from roost.node.capture import Capture
 from roost.node.disk import FLOOR, GIB, Disk
 from roost.node.freezer import Freezer
@@ -58,6 +58,8 @@ KILL_WAIT = 3.0  # seconds that guest init may take to tell how a killed script 
 KEEP_AGAIN = 1.0  # seconds until files that could not be kept are kept
 UNSAVED = "the files could not be saved ({});"
 KEPT_AS = "they are kept on this node as revision {}, and saving them is tried again when they are needed"
+# What the machine has run out of comes back: who starts a sandbox waits for it. 524: the kernel's memory for filters
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.EUSERS, 524}
 TRIES = 3  # members that may turn out dead before the script has been started
 BASE_ENVIRONMENT = {
     "PATH": DEFAULT_PATH,
@@ -176,6 +178,10 @@ class Sandbox:
                 await self._begin(member, request, resolvers)
                 return
             except GuestRefused as refusal:
+                if refusal.number in EXHAUSTED:
+                    self.member = None
+                    await self._pool.used(member)
+                    raise NoCapacity(f"the sandbox could not be started now: {refusal}") from None
                 await self._fail(f"the sandbox could not be started: {refusal}")
                 return
             except GuestLost as lost:
@@ -746,7 +752,9 @@ def _open_log(path: Path) -> LogWriter:
 
 
 def not_done(what: str, error: OSError) -> RoostError:
-    """A disk that takes nothing may do so again later; any other failure of the machine is a fault."""
+    """What has run out, or a disk that takes nothing, may pass; any other failure of the machine is a fault."""
+    if error.errno in EXHAUSTED:
+        return NoCapacity(f"{what} now: {reason(error)}")
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return MachineFault.of(what, error)
     return NoCapacity(f"the node's state directory cannot be written: {error.strerror}")

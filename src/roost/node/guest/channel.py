@@ -32,7 +32,11 @@ class GuestLost(Exception):
 
 
 class GuestRefused(Exception):
-    """Guest init could not do what it was asked; the text says why."""
+    """Guest init could not do what it was asked; the text says why, as does the kernel's number, where it has one."""
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def listening_socket(path: Path) -> socket.socket:
@@ -225,7 +229,7 @@ class Guest(asyncio.Protocol):
             await self._request(lambda id: [frames.attach(id, hostname, sight)])
         except GuestRefused as refusal:
             cure = "if other images fail as well, `sudo roost doctor` does the same and names the cure"
-            raise GuestRefused(f"its root file system cannot be entered: {refusal}; {cure}") from None
+            raise GuestRefused(f"its root file system cannot be entered: {refusal}; {cure}", refusal.number) from None
 
     async def write_file(self, path: str, mode: int, data: bytes) -> None:
         await self._request(lambda id: list(frames.write_file(id, path, mode, data)))
@@ -421,7 +425,7 @@ class Guest(asyncio.Protocol):
                 for answer in expected:
                     frame = await self.unless_lost(answer)
                     if isinstance(frame, frames.Failed):
-                        raise GuestRefused(frame.message)
+                        raise GuestRefused(frame.message, frame.errno)
         except TimeoutError:
             self._lose(f"guest init was silent for {self._answer_within:g} s")
             raise GuestLost(self.lost.result()) from None

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
@@ -10,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -38,21 +40,25 @@ enum { NR_open_tree = 428, NR_move_mount, NR_fsopen, NR_fsconfig, NR_fsmount, NR
 #define RETURN(what) BPF_STMT(BPF_RET | BPF_K, what)
 
 /* On top of the runtime's profile, which must still allow what ATTACH itself does. No program of a filter is attached to
- * a socket: the memory that compiled ones take is bounded for the whole machine only. Returns the supervisor's listener. */
+ * a socket, and few to processes: the memory that compiled ones take is bounded for the whole machine only. Returns the
+ * supervisor's listener. */
 static int forbid_mounting(void) {
     static const uint32_t forbidden[] = {SYS_mount, SYS_umount2, SYS_pivot_root, SYS_unshare, SYS_setns, SYS_sethostname,
         SYS_setdomainname, NR_open_tree, NR_move_mount, NR_fsopen, NR_fsconfig, NR_fsmount, NR_fspick, NR_mount_setattr,
         NR_open_tree_attr};
     enum { COUNT = sizeof forbidden / sizeof *forbidden };
-    enum { FIRST = 4, IS_SOCKET = FIRST + COUNT, IS_OPTION, OTHER, FAMILY, NETLINK, INET, INET6, PROTOCOL, ICMP, ICMP6,
-           LEVEL, OF_SOCKET, OPTION, CLASSIC, NEWER, NEWEST, ALLOWED, KILLED, REFUSED, SUPERVISED, LENGTH };
+    enum { FIRST = 4, IS_SOCKET = FIRST + COUNT, IS_OPTION, IS_SECCOMP, IS_PRCTL, OTHER, FAMILY, NETLINK, INET, INET6,
+           PROTOCOL, ICMP, ICMP6, LEVEL, OF_SOCKET, OPTION, CLASSIC, NEWER, NEWEST, WHAT, INSTALLS, WHICH, OLD_WAY,
+           ALLOWED, KILLED, REFUSED, SUPERVISED, LENGTH };
     struct sock_filter code[LENGTH] = {
         [0] = LOAD(offsetof(struct seccomp_data, arch)),
         [1] = IF(1, NATIVE, 2, KILLED),
         [2] = LOAD(offsetof(struct seccomp_data, nr)),
         [3] = FROM(3, X32_BIT, KILLED, FIRST),
         [IS_SOCKET] = IF(IS_SOCKET, SYS_socket, FAMILY, IS_OPTION),
-        [IS_OPTION] = IF(IS_OPTION, SYS_setsockopt, LEVEL, OTHER),
+        [IS_OPTION] = IF(IS_OPTION, SYS_setsockopt, LEVEL, IS_SECCOMP),
+        [IS_SECCOMP] = IF(IS_SECCOMP, SYS_seccomp, WHAT, IS_PRCTL),
+        [IS_PRCTL] = IF(IS_PRCTL, SYS_prctl, WHICH, OTHER),
         [OTHER] = RETURN(SECCOMP_RET_ALLOW),
         [FAMILY] = LOAD(ARGUMENT(0)),
         [NETLINK] = IF(NETLINK, AF_NETLINK, SUPERVISED, INET),
@@ -67,6 +73,10 @@ static int forbid_mounting(void) {
         [CLASSIC] = IF(CLASSIC, SO_ATTACH_FILTER, REFUSED, NEWER),
         [NEWER] = FROM(NEWER, SO_ATTACH_BPF, NEWEST, ALLOWED), /* then SO_ATTACH_REUSEPORT_CBPF and _EBPF */
         [NEWEST] = FROM(NEWEST, SO_ATTACH_REUSEPORT_EBPF + 1, ALLOWED, REFUSED),
+        [WHAT] = LOAD(ARGUMENT(0)),
+        [INSTALLS] = IF(INSTALLS, SECCOMP_SET_MODE_FILTER, SUPERVISED, ALLOWED),
+        [WHICH] = LOAD(ARGUMENT(0)),
+        [OLD_WAY] = IF(OLD_WAY, PR_SET_SECCOMP, SUPERVISED, ALLOWED),
         [ALLOWED] = RETURN(SECCOMP_RET_ALLOW),
         [KILLED] = RETURN(SECCOMP_RET_KILL_PROCESS),
         [REFUSED] = RETURN(SECCOMP_RET_ERRNO | EPERM),
@@ -80,12 +90,15 @@ static int forbid_mounting(void) {
     return listener < 0 ? fail("seccomp") : listener;
 }
 
-/* ---- the supervisor: netlink and ping sockets, whose contents count for no control group, are few ----
+/* ---- the supervisor: what counts for no control group is few ----
  *
- * A thread, which the filter above does not hold for, makes each of them in the caller's place while there are not too
- * many. It stands in an epoll set that nobody waits for, and which forgets it with its last descriptor, wherever that is. */
+ * A thread, which the filter above does not hold for, makes each netlink and ping socket in the caller's place while there
+ * are not too many. It stands in an epoll set that nobody waits for, and which forgets it with its last descriptor,
+ * wherever that is. Filters of its users' own it lets through while all tasks together have few. */
 
 enum { UNCOUNTED_BYTES = 64 << 20, UNCOUNTED_LEAST = 16, UNCOUNTED_MOST = 128, UNCOUNTED_WAIT = 100 };
+
+enum { COMMON_FILTERS = 2, MOST_FILTERS = 1024 }; /* the runtime's and the one above; Chromium takes two a process */
 
 static struct { int listener[2], made, made_told, most; } supervisor; /* listener: a pipe for its number */
 
@@ -110,6 +123,31 @@ static int make_socket(const struct seccomp_data *asked) {
     return made;
 }
 
+/* How many filters there are beside those that all have; a task and its children, which inherit them, count each. */
+static long count_filters(int common) {
+    long count = 0;
+    char place[64], told[4096];
+    DIR *processes = opendir("/proc"), *tasks;
+    for (struct dirent *process, *task; processes && (process = readdir(processes));) {
+        if (process->d_name[0] < '1' || process->d_name[0] > '9') continue;
+        int pid = atoi(process->d_name);
+        snprintf(place, sizeof place, "/proc/%d/task", pid);
+        for (tasks = opendir(place); tasks && (task = readdir(tasks));) {
+            if (task->d_name[0] == '.') continue;
+            snprintf(place, sizeof place, "/proc/%d/task/%d/status", pid, atoi(task->d_name));
+            int fd = open(place, O_RDONLY | O_CLOEXEC);
+            ssize_t n = fd < 0 ? 0 : read(fd, told, sizeof told - 1);
+            if (fd >= 0) close(fd);
+            told[n > 0 ? n : 0] = 0;
+            char *filters = strstr(told, "\nSeccomp_filters:");
+            if (filters && atol(filters + 17) > common) count += atol(filters + 17) - common;
+        }
+        if (tasks) closedir(tasks);
+    }
+    if (processes) closedir(processes);
+    return count;
+}
+
 static void *supervise(void *unused) {
     int listener;
     if (read(supervisor.listener[0], &listener, sizeof listener) != sizeof listener) return unused;
@@ -118,6 +156,12 @@ static void *supervise(void *unused) {
         if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &asked)) {
             if (errno == EINTR || errno == ENOENT) continue; /* the caller is gone, or was interrupted and asks again */
             return unused;
+        }
+        if (asked.data.nr != SYS_socket) {
+            struct seccomp_notif_resp verdict = {.id = asked.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+            if (count_filters(COMMON_FILTERS) >= MOST_FILTERS) verdict.flags = 0, verdict.error = -ENOMEM;
+            ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &verdict);
+            continue;
         }
         int made = make_socket(&asked.data);
         struct seccomp_notif_addfd given = {.id = asked.id, .flags = SECCOMP_ADDFD_FLAG_SEND, .srcfd = made,
