@@ -12,6 +12,7 @@ import platform
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ OLDEST_THAT_CAN, OLDEST_TESTED = (5, 19), (6, 1)  # kernels
 OVERLAY_CURE = "boot Linux 6.1 or newer; keep --images and --state on ext4, xfs or btrfs"
 LITTLE_ROOM = 5 * 10**9  # bytes; an image is a third of one GB
 SANDBOX_SECONDS = 600  # an emulated machine takes a minute
+LOCAL_NAME = "sandbox.apps.localhost"
 RUNTIMES = ("crun", "runc", "runsc", "kata-runtime", "youki")
 LOOP_CTL_GET_FREE = 0x4C82
 KVM_GET_API_VERSION = 0xAE00
@@ -60,6 +62,7 @@ def examine(images: Path, state: Path, runtime: str | None = None) -> list[Findi
         _tried("veth", _veth, "modprobe veth"),
         _forwarding(),
         _kvm(),
+        _local_names(),
         _image(images),
         _user("roost"),
         _room(state),
@@ -163,6 +166,18 @@ def _kvm() -> Finding:
         return Finding("KVM", "ok", f"API version {version}")
     except OSError as error:
         return Finding("KVM", "absent", f"{error.strerror}; microVMs would be emulated, and slow")
+
+
+def _local_names() -> Finding:
+    """Browsers and curl know by themselves that names below localhost are this machine's; others ask the system."""
+    try:
+        found = {str(one[4][0]) for one in socket.getaddrinfo(LOCAL_NAME, None)}
+    except OSError:
+        found = set[str]()
+    if found and found <= {"127.0.0.1", "::1"}:
+        return Finding("names of URLs", "ok", "*.apps.localhost is this machine, for every program")
+    detail = "*.apps.localhost is not known to Python, Node or wget, only to curl and browsers"
+    return Finding("names of URLs", "absent", detail, "apt-get install libnss-myhostname")
 
 
 def _forwarding() -> Finding:

@@ -342,3 +342,28 @@ def test_a_startup_command_that_fails_is_told_at_once_with_its_exit_status(api: 
     assert "exit status 7" in state.get("error", "") if script else state["exit_code"] == 7
     assert b"ended with exit status 7" in api.raw(job, "system")
     api.stop(job)
+
+
+READS = {
+    "python": [sys.executable, "-c", "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"],
+    "node": ["node", "-e", "fetch(process.argv[1]).then(a => a.text()).then(console.log)"],
+    "wget": ["wget", "-qO-"],
+    "curl": ["curl", "-sS"],
+}
+
+
+@pytest.mark.parametrize("program", READS)
+def test_a_url_is_known_to_programs_on_this_machine(api: Api, site: str, program: str) -> None:
+    """What `make run` installs answers for names below localhost; `roost doctor` says where that is missing."""
+    url = access(api, site, port=8080)["url"]
+    curl(url)
+    done = subprocess.run([*READS[program], url], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, site), done.stderr
+
+
+def test_where_a_name_is_not_known_the_gateways_address_and_the_host_do(api: Api, site: str) -> None:
+    told = access(api, site, port=8080)
+    assert told["gateway_url"].startswith("http://127.0.0.1:")
+    assert told["gateway_url"].rpartition(":")[2] == told["url"].rpartition(":")[2]
+    host = urllib.parse.urlsplit(told["url"]).netloc
+    assert curl(told["gateway_url"], "-H", f"Host: {host}") == (200, f"{site}\n")

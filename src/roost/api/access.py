@@ -51,6 +51,7 @@ class UrlAccess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     port: int
     access_type: str
     access: str
+    gateway_url: str | None = None  # where to send requests, with the URL's Host, if the name is not known to a program
     ipv6_address: str | None = None  # of the sandbox as it is now; it changes with a cold wake
     access_token: str | None = None  # shown once
     expires_at: str | None = None  # of a signed `url`
@@ -165,6 +166,7 @@ def _url_access(routes: Routes, job: Job, opening: Opening, run: Run | None, **m
         port=opening.port,
         access_type="http_proxy",
         access=opening.access,
+        gateway_url=routes.hosts.local_url(),
         ipv6_address=address,
         **told,
     )

@@ -63,6 +63,11 @@ class Hosts:
         port = "" if self.port is None else f":{self.port}"
         return f"{self.scheme}://{label}.{domain or self.domains[0]}{port}"
 
+    def local_url(self) -> str | None:
+        """By address; None where the names are known to everybody's resolvers, or TLS needs the name."""
+        below_localhost = self.domains[0].rpartition(".")[2] == "localhost"
+        return self.url("127.0.0", "1") if below_localhost and self.scheme == "http" else None
+
     def domain(self, asked: str | None) -> str:
         """The configured domain that is meant. Raises Invalid for one that is not configured."""
         wanted = (asked or self.domains[0]).strip().lower().rstrip(".")

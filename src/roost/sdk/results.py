@@ -738,6 +738,7 @@ class UrlAccess(TypedDict):
     port: int
     access_type: str
     access: str
+    gateway_url: NotRequired[str | None]
     ipv6_address: NotRequired[str | None]
     access_token: NotRequired[str | None]
     expires_at: NotRequired[str | None]
