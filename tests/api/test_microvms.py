@@ -13,6 +13,8 @@ import pytest
 from roost.gateways.ssh import keys
 from roost.jobs import job as jobs
 from roost.jobs.microvms import START
+from roost.sandboxes import well_known
+from roost.sandboxes.pulls import image_of
 from tests.jobs.memory_node import until
 from tests.workspaces.conftest import Api, an_api
 
@@ -73,7 +75,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"runtime": "firecracker"}, 'there is "oci"'),
     ({"ssh_public_keys": ["nonsense"]}, "ssh_public_keys[0]"),
     ({"ssh_public_keys": "ssh-ed25519 AAAA"}, "ssh_public_keys"),
-    ({"image": None}, "roost image pull ubuntu:22.04 --name ubuntu-22.04"),
+    ({"image": "nosuch"}, "roost image pull REFERENCE --name nosuch"),
     ({"image": "../x"}, "image"),
     ({"cpus": 1}, "did you mean 'cpu'"),
 ]
@@ -84,6 +86,62 @@ async def test_what_cannot_be_is_refused_in_words(api: Api) -> None:
         answer = await api.json("/microvms", 400, "POST", json={"image": "standard", **fields})
         assert words in str(answer["error"])
     assert (await api.json("/microvms"))["total"] == 0
+
+
+UBUNTU = "docker://docker.io/library/ubuntu:22.04"
+DOCUMENTED = {
+    "name": "ingest-edge", "cpu": 2, "memory": 2048, "disk": 20, "image": "ubuntu-22.04",
+    "ssh_public_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUQ0Ld8VsJ4zVJnvZ5yq9yJYt1cJb5M9hQ0v5GQX1yD"],
+}  # fmt: skip
+
+
+async def test_the_documented_body_takes_what_is_there_where_no_registry_is_and_says_so(api: Api) -> None:
+    made = await api.json("/microvms", 201, "POST", json=DOCUMENTED)
+    assert made["image"] == "standard"
+    told = "ubuntu-22.04 cannot be pulled here, so the image standard was taken: the image"
+    assert str(made["image_note"]).startswith(told) and "no route" in str(made["image_note"])
+    await until_state(api, "ingest-edge", "running")
+    assert api.node.requests[vm_of(api)].image == "standard"
+    assert "image_note" not in await api.json("/microvms/ingest-edge")
+
+
+async def test_the_documented_body_takes_the_registrys_image_where_there_is_one(api: Api) -> None:
+    api.node.registry.add(UBUNTU)
+    made = await api.json("/microvms", 201, "POST", json=DOCUMENTED)
+    assert made["image"] == "docker.io/library/ubuntu:22.04"
+    assert "which is pulled" in str(made["image_note"])
+    await until_state(api, "ingest-edge", "running")
+    assert api.node.requests[vm_of(api)].image == image_of(UBUNTU)
+    assert api.node.pulled == [image_of(UBUNTU)]
+
+
+async def test_a_system_that_is_there_under_another_name_is_taken(api: Api) -> None:
+    made = await api.json("/microvms", 201, "POST", json={"image": "debian-12"})
+    assert (made["image"], made["image_note"]) == ("standard", "debian-12 is the image standard here")
+    exact = await api.json("/microvms", 201, "POST", json={"image": "standard"})
+    assert "image_note" not in exact
+
+
+async def test_a_registry_that_does_not_answer_holds_nobody_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.node.asked.clear()
+    monkeypatch.setattr(well_known, "WITHIN", 0.05)
+    made = await api.json("/microvms", 201, "POST", json={"image": "alpine-3.20"})
+    assert "has not answered" in str(made["image_note"])
+    api.node.asked.set()
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("ubuntu", "ubuntu:22.04"), ("ubuntu-24.04", "ubuntu:24.04"), ("debian-12", "debian:12"),
+        ("alpine", "alpine:latest"),
+        ("alpine-3.20", "alpine:3.20"), ("python", "python:3-slim"), ("python-3.12", "python:3.12-slim"),
+        ("node", "node:lts-slim"), ("node-20", "node:20-slim"), ("go", "golang:1"), ("ubuntu-", None), ("nodes", None),
+        ("python-x", None), ("my-ubuntu-22.04", None),
+    ],
+)  # fmt: skip
+def test_a_well_known_name_means_a_registrys_image(name: str, reference: str | None) -> None:
+    assert well_known.reference_of(name) == reference
 
 
 async def test_a_name_is_taken_until_its_owner_deletes_it(api: Api, stranger: httpx.AsyncClient) -> None:

@@ -35,6 +35,8 @@ from roost.node.protocol import (
     LogRecord,
     NodeInfo,
     PoolStatus,
+    Progress,
+    PullImage,
     Revision,
     SandboxState,
     SaveRequest,
@@ -82,12 +84,15 @@ class Node:
     used: dict[str, Usage] = field(default_factory=dict)  # by sandboxes, as far as a test had them use something
     thawed: int = 0  # how often any of them was
     reclaimed: list[str] = field(default_factory=list)
+    registry: set[str] = field(default_factory=set)  # references that can be pulled
+    pulled: list[str] = field(default_factory=list)  # images
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # the registry answers
     may_save: asyncio.Event = field(default_factory=asyncio.Event)
     may_freeze: asyncio.Event = field(default_factory=asyncio.Event)
     may_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        for allowed in (self.may_save, self.may_freeze, self.may_stop):
+        for allowed in (self.may_save, self.may_freeze, self.may_stop, self.asked):
             allowed.set()
 
     async def __aenter__(self) -> "Node":
@@ -205,7 +210,20 @@ class Node:
 
     async def images(self) -> list[Image]:
         self.reach()
-        return [Image(name="standard", digest="sha256:image", size=1, source="test", created_ns=1)]
+        known = [("standard", "build: debian bookworm with jq"), *((name, "pull") for name in self.pulled)]
+        return [Image(name=name, digest="sha256:image", size=1, source=of, created_ns=1) for name, of in known]
+
+    async def pull_image(self, name: str, request: PullImage) -> AsyncIterator[Progress]:
+        """A registry has what is in `registry`."""
+        self.reach()
+        yield Progress(message=f"asking for {request.reference}")
+        await self.asked.wait()
+        if request.reference not in self.registry:
+            yield Progress(message="failed", error="no route to the registry")
+            return
+        yield Progress(message="pulling sha256:1")
+        self.pulled.append(name)
+        yield Progress(message="ready", done=(await self.images())[-1])
 
     async def start(self, vm_id: str, wanted: StartSandbox) -> SandboxState:
         self.reach()

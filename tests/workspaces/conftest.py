@@ -13,6 +13,7 @@ from litestar import Litestar
 from sqlalchemy import insert
 
 from roost.accounts.audit import Audit
+from roost.accounts.default_images import DefaultImages
 from roost.accounts.identity import identity_of
 from roost.accounts.passwords import Passwords
 from roost.accounts.quotas import Quotas
@@ -82,6 +83,7 @@ async def control_plane(directory: Path, tracer: Tracer = OFF, **options: Any) -
             plane = ControlPlane(
                 database, tokens, identity, live, placement, Images(node), node, collection, ssh, routes,  # type: ignore[arg-type]
                 key, scheduler, webhooks.may, webhooks, microvms, quotas, Audit(database),
+                DefaultImages(database, settings.default_image),
             )  # fmt: skip
             app = _IDLE.pop() if _IDLE else build(plane)
             app.state.plane, app.state.durations = plane, Durations()

@@ -4,6 +4,7 @@ What one is made of, and what is lost when, says `jobs/microvms.py`. Its job has
 `/mags-jobs/{id}/…` (exec, logs, files, access) works for it too.
 """
 
+import dataclasses
 import re
 from typing import Annotated, Any
 
@@ -18,13 +19,15 @@ from roost.api.mags import Caller, Stopped
 from roost.api.plane import ControlPlane, Plane
 from roost.api.submission import MAX_DISK_GB, MIN_MEMORY_MB, MIN_VCPUS
 from roost.clock import rfc3339
-from roost.errors import Conflict, Invalid
+from roost.errors import Conflict, Invalid, NodeUnavailable
 from roost.gateways.ssh import keys
 from roost.gateways.ssh.access import host_of
 from roost.jobs import microvms as rows
 from roost.jobs.microvms import USER, Keys, MicroVM, Size, State
 from roost.sandboxes.images import image_name
 from roost.sandboxes.placement import Machine
+from roost.sandboxes.pulls import TRANSPORT
+from roost.sandboxes.well_known import Taken, take
 
 IMAGE = "ubuntu-22.04"  # documented
 CPU = 2.0
@@ -50,7 +53,10 @@ class NewMicroVM(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu: Annotated[float | None, _note("0.1 to the machine's; default 2")] = None
     memory: Annotated[int | None, _note("MB, 32 to 90 % of the machine's; default 2048")] = None
     disk: Annotated[int | None, _note("GB, 1 to 64; default 20")] = None
-    image: Annotated[str | None, _note(f"Name of an image; default {IMAGE}")] = None
+    image: Annotated[
+        str | None,
+        _note(f"Name of an image, or well-known: ubuntu-24.04, debian-12, alpine, python, node-20 …; default {IMAGE}"),
+    ] = None
     ssh_public_keys: Annotated[list[str] | None, _note("Who may log in; absent or empty: a key pair is generated")] = (
         None
     )
@@ -64,7 +70,7 @@ class MicroVMRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     cpu: float
     memory: int  # MB
     disk: int  # GB
-    image: str
+    image: str  # the one that was taken: a name of this Roost, or a registry's reference
     runtime: str
     key_generated: bool
     created_at: str
@@ -72,6 +78,7 @@ class MicroVMRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ip_address: str | None = None
     ipv6_address: str | None = None
     error: str | None = None
+    image_note: str | None = None  # of the answer that creates it: what was taken for the image that was asked for
 
 
 class MicroVMList(msgspec.Struct, frozen=True):
@@ -97,9 +104,12 @@ class SshConnection(msgspec.Struct, frozen=True, kw_only=True):
 async def create(request: Caller, plane: Plane, data: NewMicroVM) -> MicroVMRecord:
     id = ids.request_id()
     _require_runtime(data.runtime)
-    name, size, opening = _name(data.name, id), _size(data, plane.placement.machine), _keys(data.ssh_public_keys)
-    await _require_image(plane, size.image)
-    return _record(plane, await plane.microvms.create(request.user.id, id, name, size, opening))
+    name, opening = _name(data.name, id), _keys(data.ssh_public_keys)
+    size = _size(data, plane.placement.machine)
+    taken = await _image(plane, request.user.id, size.image)
+    size = dataclasses.replace(size, image=taken.image, image_source=taken.source)
+    made = _record(plane, await plane.microvms.create(request.user.id, id, name, size, opening))
+    return msgspec.structs.replace(made, image_note=taken.note)
 
 
 @get("/microvms", summary="List microVMs, the newest first")
@@ -209,7 +219,7 @@ def _record(plane: ControlPlane, microvm: MicroVM) -> MicroVMRecord:
         cpu=job.vcpus,
         memory=job.memory_mb,
         disk=job.disk_gb,
-        image=job.image,
+        image=job.image if job.image_source is None else job.image_source.removeprefix(TRANSPORT),
         runtime=RUNTIME,
         key_generated=microvm.key_generated,
         created_at=rfc3339(microvm.created_ns),
@@ -235,6 +245,7 @@ def _size(wanted: NewMicroVM, machine: Machine) -> Size:
     most = machine.largest_memory_mb
     return Size(
         image=image_name("image", wanted.image or IMAGE),
+        image_source=None,
         vcpus=_within("cpu", wanted.cpu, MIN_VCPUS, machine.cpus, min(CPU, machine.cpus)),
         memory_mb=_within("memory", wanted.memory, MIN_MEMORY_MB, most, min(MEMORY_MB, most)),
         disk_gb=_within("disk", wanted.disk, 1, MAX_DISK_GB, DISK_GB),
@@ -264,16 +275,12 @@ def _require_runtime(runtime: str | None) -> None:
         raise Invalid(f'runtime: {runtime[:40]!r} is not installed here; there is "{RUNTIME}", which is the default')
 
 
-async def _require_image(plane: ControlPlane, image: str) -> None:
+async def _image(plane: ControlPlane, account_id: int, name: str) -> Taken:
+    """Raises Invalid. Without a node nobody knows what there is: the job will tell."""
     try:
-        await plane.images.require(image)
+        there = await plane.node.images()
+        return await take(name, there, plane.live.pulls, plane.default_images.of(account_id))
+    except NodeUnavailable:
+        return Taken(name)
     except Invalid as error:
-        text = str(error).removeprefix("rootfs_type: ")
-        raise Invalid(f"image: {text}. {_cure(image)}") from None
-
-
-def _cure(image: str) -> str:
-    """How an image of that name comes to be here."""
-    distribution, _, release = image.partition("-")
-    known = f"{distribution}:{release}" if distribution in ("ubuntu", "debian") and release else "REFERENCE"
-    return f"Who runs this Roost can add it by `roost image pull {known} --name {image}`"
+        raise Invalid(f"image: {error}") from None

@@ -38,7 +38,7 @@ def _path(name: str, *more: str) -> str:
 @click.option("--cpu", type=float, help="Processors (2).")
 @click.option("--memory", type=int, metavar="MB", help="Memory (2048).")
 @click.option("--disk", type=int, metavar="GB", help="Disk (20).")
-@click.option("--image", help="An image's name (ubuntu-22.04); `roost image list` shows which there are.")
+@click.option("--image", help="An image's name, or a well-known one like debian-12 or python (ubuntu-22.04).")
 @click.option("--runtime", help="What runs it (oci).")
 @click.option(
     "--ssh-key", "keys", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
@@ -56,12 +56,14 @@ def create(
         "name": name, "cpu": cpu, "memory": memory, "disk": disk, "image": image, "runtime": runtime,
         "ssh_public_keys": [_public_key(file) for file in keys] or None,
     }  # fmt: skip
-    made = api.call("POST", MICROVMS, body)
+    told = made = api.call("POST", MICROVMS, body)
     if not no_wait:
-        made = _settled(api, made)
+        made = told | _settled(api, made)
     if raw:
         return print_json(made)
     click.echo(made["id"])
+    if told.get("image_note"):
+        note(told["image_note"])
     note(f"enter it by `roost vm ssh {made['name']}`")
     if made["key_generated"]:
         note(f"`roost vm key {made['name']}` saves its key, once, for other clients")

@@ -523,6 +523,11 @@ class LiveJobs:
         return self._present.get(job.seq)
 
     @property
+    def pulls(self) -> Pulls:
+        """Images that are pulled for jobs."""
+        return self._means.pulls
+
+    @property
     def registries(self) -> Registries:
         """Whose images jobs may name."""
         return self._means.pulls.registries

@@ -83,6 +83,7 @@ class MicroVM:
 @dataclass(frozen=True)
 class Size:
     image: str
+    image_source: str | None
     vcpus: float
     memory_mb: int
     disk_gb: int
@@ -106,6 +107,7 @@ def order_of(id: str, name: str, size: Size) -> Order:
         work=Work(START.encode(), {}),
         name=name,
         image=size.image,
+        image_source=size.image_source,
         vcpus=size.vcpus,
         memory_mb=size.memory_mb,
         disk_gb=size.disk_gb,

@@ -30,6 +30,8 @@ PUBLIC = (
 )
 TRANSPORT = "docker://"
 PLAIN = "http://"
+PULLING = "pulling "  # how the node's progress begins once a registry has said that it has the image
+ASK_AGAIN = 60.0  # seconds until a registry that did not help is asked again
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,63 @@ def image_of(source: str) -> str:
     return f"docker-{words}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
 
+@dataclass(frozen=True)
+class _Pull:
+    task: "asyncio.Task[None]"
+    found: "asyncio.Future[None]"  # the registry has it
+
+
 class Pulls:
     def __init__(self, node: "NodeClient", known: Registries) -> None:
         self.registries = known
         self._node = node
-        self._pulling: dict[str, asyncio.Task[None]] = {}
+        self._pulling: dict[str, _Pull] = {}
+        self._refused: dict[str, tuple[float, str]] = {}  # until when, and why
 
     async def ensure(self, source: str) -> None:
         """Returns when the node has the image. Raises Refused, in the words of whoever refuses; NodeUnavailable."""
         name = image_of(source)
         if any(image.name == name for image in await self._node.images()):
             return
-        task = self._pulling.get(name)
-        if task is None:
-            task = self._pulling[name] = asyncio.create_task(self._pull(name, source))
-            task.add_done_callback(lambda _: self._pulling.pop(name, None))
-        await asyncio.shield(task)
+        await asyncio.shield(self._begun(name, source).task)
 
-    async def _pull(self, name: str, source: str) -> None:
+    async def find(self, source: str, within: float) -> None:
+        """Returns when the node has the image or has begun to pull it. Raises Refused, also when nobody answers."""
+        name, now = image_of(source), asyncio.get_running_loop().time()
+        until, why = self._refused.get(source, (0.0, ""))
+        if now < until:
+            raise Refused(why)
+        if any(image.name == name for image in await self._node.images()):
+            return
+        pull = self._begun(name, source)
+        await asyncio.wait({pull.task, pull.found}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        if pull.task.done() and (error := pull.task.exception()):
+            self._refuse(source, str(error))
+        if not pull.task.done() and not pull.found.done():
+            self._refuse(source, f"the registry has not answered within {within:g} s")
+
+    def _refuse(self, source: str, why: str) -> None:
+        self._refused[source] = (asyncio.get_running_loop().time() + ASK_AGAIN, why)
+        raise Refused(why)
+
+    def _begun(self, name: str, source: str) -> "_Pull":
+        pull = self._pulling.get(name)
+        if pull is None:
+            found = asyncio.get_running_loop().create_future()
+            pull = self._pulling[name] = _Pull(asyncio.create_task(self._pull(name, source, found)), found)
+            pull.task.add_done_callback(lambda task: self._ended(name, task))
+        return pull
+
+    def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
+        self._pulling.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits is told; nobody need wait
+
+    async def _pull(self, name: str, source: str, found: "asyncio.Future[None]") -> None:
         host = source.removeprefix(TRANSPORT).partition("/")[0]
         wanted = PullImage(reference=source, tls_verify=host not in self.registries.plain)
         async for step in self._node.pull_image(name, wanted):
+            if step.message.startswith(PULLING) and not found.done():
+                found.set_result(None)
             if step.error is not None:
                 raise Refused(f"the image {source.removeprefix(TRANSPORT)} could not be pulled: {step.error}")

@@ -436,6 +436,7 @@ class MicroVMRecord(TypedDict):
     ip_address: NotRequired[str | None]
     ipv6_address: NotRequired[str | None]
     error: NotRequired[str | None]
+    image_note: NotRequired[str | None]
 
 
 class MicroVMList(TypedDict):
