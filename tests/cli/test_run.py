@@ -99,6 +99,18 @@ def test_options_that_contradict_each_other_are_refused(
         refuse_contradictions(options(**given), public, port)
 
 
+async def test_a_name_behind_e_is_a_variable_where_there_is_another_script(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OURS", "from here")
+    await ended(shell, "run", "-e", "OURS", "echo $OURS")
+    await ended(shell, "run", "-e", "uname")
+    first, second = shell.plane.node.requests.values()
+    assert (first.script, first.environment.get("OURS")) == (b"echo $OURS", "from here")
+    assert second.script == b"uname"
+    assert "no such variable" in await shell.roost("run", "-e", "NOT_OURS", "x", status=125)
+
+
 async def test_a_script_that_follows_e_and_looks_like_a_variable_is_the_script(shell: Shell) -> None:
     await ended(shell, "run", "-e", "A=1; echo $A")
     (started,) = shell.plane.node.requests.values()

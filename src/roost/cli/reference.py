@@ -38,7 +38,7 @@ not run yet. That holds for Ctrl-C (a second one leaves without waiting for it),
 **Bytes** pass `run`, `exec` and `logs` unchanged, each on the stream it was written to.
 
 **Names.** A job is named by its id, its name or its workspace. `run -w NAME` and `run -n NAME` set both name and
-workspace. `run -e` keeps nothing, while `-e KEY=VALUE` is a variable (`--env KEY` has the caller's value) and `-e
+workspace. `run -e` keeps nothing, while `-e KEY=VALUE` is a variable (`-e KEY` has the caller's value) and `-e
 MINUTES` says when a job with `-p` falls asleep. Of an id its beginning is enough: 4 characters or more, one of them a
 digit, that no other id begins with.
 

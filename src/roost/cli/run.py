@@ -27,31 +27,33 @@ PORT = 8080  # documented, where none is said
 WAKE_WITHIN = 60.0  # seconds
 # The options that the help explains; the others it names
 USUAL = ("-w", "-n", "-e", "-t", "-f", "--base", "-p", "--url", "--port", "-d")
+_NAME = ("--env", re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z"))  # whose value is the caller's
 _VALUES = (("--env", re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")), ("--idle-minutes", re.compile(r"[0-9.]+\Z")))
 
 
 class Run(Carrying, Screen):
-    """Gives `-e` its three meanings: nothing is kept; `-e KEY=VALUE`, a variable; `-e MINUTES`, until it sleeps."""
+    """Gives `-e` its meanings: nothing is kept; `-e KEY[=VALUE]`, a variable; `-e MINUTES`, until it sleeps."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        read = spelled_out(args)
-        # `run -e 'A=1; echo $A'` has no other script, so this is it
-        return super().parse_args(ctx, read if self._has_script(ctx, read) else args)
+        # `run -e 'A=1; echo $A'` has no other script, so this is it; the same holds for `run -e uname`
+        readings = (spelled_out(args, names=True), spelled_out(args), args)
+        return super().parse_args(ctx, next(read for read in readings if read is args or self._has_script(ctx, read)))
 
     def _has_script(self, ctx: click.Context, args: list[str]) -> bool:
         try:
             values, _, _ = self.make_parser(ctx).parse_args(list(args))
         except click.UsageError:
-            return True  # which is then said
+            return False  # which is said of what was typed
         return isinstance(values.get("script"), str)
 
 
-def spelled_out(args: list[str]) -> list[str]:
-    """The long option in place of each `-e` that has a value."""
+def spelled_out(args: list[str], names: bool = False) -> list[str]:
+    """The long option in place of each `-e` that has a value; with `names`, of `-e NAME` too."""
     end = args.index("--") if "--" in args else len(args)
     read = list(args)
     for at in range(end - 1):
-        long = [name for name, form in _VALUES if args[at] == "-e" and form.match(args[at + 1])]
+        forms = (*_VALUES, *((_NAME,) if names else ()))
+        long = [name for name, form in forms if args[at] == "-e" and form.match(args[at + 1])]
         read[at : at + 1] = long or [args[at]]
     return read
 

@@ -18,7 +18,7 @@ import httpx2
 from roost import __version__
 from roost.sdk.access import find_access
 from roost.sdk.errors import Invalid, RoostError, Unreachable
-from roost.sdk.wire import Answer, Call, Effect, Emit, Flow, Json, Open, Read, Request, Send, Tries, Wait
+from roost.sdk.wire import Answer, Call, Effect, Emit, Flow, Json, Left, Open, Read, Request, Send, Tries, Wait
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,14 +127,24 @@ class SyncClient(Client):
                     effect = call.throw(failure) if failure else call.send(answer)
                 except StopIteration as end:
                     return cast(T, end.value)
+                except Left as left:
+                    raise left.__cause__ or left from None
                 answer, failure = _outcome(line, effect)
 
 
-def _outcome(line: "SyncLine", effect: Effect) -> tuple[Any, RoostError | None]:
+def _outcome(line: "SyncLine", effect: Effect) -> tuple[Any, RoostError | Left | None]:
     try:
         return line.perform(effect), None
     except RoostError as error:
         return None, error
+    except KeyboardInterrupt as interrupt:
+        return None, _left(interrupt)
+
+
+def _left(cause: BaseException) -> Left:
+    left = Left()
+    left.__cause__ = cause
+    return left
 
 
 class SyncLine:
@@ -243,14 +253,18 @@ class AsyncClient(Client):
                     effect = call.throw(failure) if failure else call.send(answer)
                 except StopIteration as end:
                     return cast(T, end.value)
+                except Left as left:
+                    raise left.__cause__ or left from None
                 answer, failure = await _async_outcome(line, effect)
 
 
-async def _async_outcome(line: "AsyncLine", effect: Effect) -> tuple[Any, RoostError | None]:
+async def _async_outcome(line: "AsyncLine", effect: Effect) -> tuple[Any, RoostError | Left | None]:
     try:
         return await line.perform(effect), None
     except RoostError as error:
         return None, error
+    except (asyncio.CancelledError, KeyboardInterrupt) as cancelled:
+        return None, _left(cancelled)
 
 
 class AsyncLine:

@@ -3,10 +3,11 @@
 import base64
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NotRequired, TypedDict, Unpack, cast
 
 from roost.sdk import wire
-from roost.sdk.errors import Conflict, JobFailed, NotFound, TimedOut
+from roost.sdk.errors import Conflict, JobFailed, NotFound, RoostError, TimedOut
 from roost.sdk.results import (
     Accepted,
     AccountUsage,
@@ -148,9 +149,18 @@ def run(
 def run_and_wait(
     script: str, *, timeout: float = 60.0, poll_interval: float = 1.0, **run_kwargs: Unpack[RunOptions]
 ) -> Call[Result]:
-    """Submit a job and wait for its script. Raises TimedOut after `timeout` seconds, when the job goes on."""
+    """Submit a job and wait for its script. Raises TimedOut after `timeout` seconds, when the job goes on.
+
+    Who goes away meanwhile (Ctrl-C, the cancellation of the task) stops it, unless its sandbox is to stay.
+    """
     accepted = yield from run(script, **run_kwargs)
-    return (yield from wait(accepted["request_id"], timeout=timeout, poll_interval=poll_interval))
+    try:
+        return (yield from wait(accepted["request_id"], timeout=timeout, poll_interval=poll_interval))
+    except wire.Left:
+        if not run_kwargs.get("persistent"):
+            with suppress(RoostError):  # whoever goes away is told of that, and of nothing else
+                yield from stop(accepted["request_id"])
+        raise
 
 
 def wait(request_id: str, *, timeout: float = 60.0, poll_interval: float = 1.0) -> Call[Result]:

@@ -114,6 +114,10 @@ class Emit(Generic[T]):
     value: T
 
 
+class Left(BaseException):
+    """Thrown into a call whose caller goes away (Ctrl-C, cancellation): it may end what it began and raises this on."""
+
+
 Effect = Send | Open | Read | Wait | Tries
 Call = Generator[Effect, Any, T]
 Flow = Generator[Effect | Emit[T], Any, Json]

@@ -1,9 +1,11 @@
 """Every method of both clients against the real API."""
 
+import asyncio
 import inspect
 import re
 import secrets
 import threading
+from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from roost import AsyncRoost, Roost
 from roost.sdk import Conflict, Invalid, MagsError, NotFound, RoostError, TimedOut, Unauthenticated
 from roost.sdk.client import Methods
 from roost.sdk.drivers import method, streamed
+from tests.workspaces.conftest import TOKEN
 
 from .conftest import World
 
@@ -38,6 +41,35 @@ def test_a_job_is_run_and_waited_for(world: World, roost: Any) -> None:
 def test_waiting_ends_with_the_time_that_was_given(world: World, roost: Any) -> None:
     with pytest.raises(TimedOut, match="timed out after"):
         roost.run_and_wait("sleep 1", timeout=0.1, poll_interval=0.01)
+
+
+def test_who_is_interrupted_while_he_waits_stops_his_job(world: World) -> None:
+    name = unique("interrupted")
+    with Roost(TOKEN, world.url) as roost:
+        sandbox = world.next_job()
+
+        def interrupt() -> None:
+            sandbox()
+            interrupt_main()
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            roost.run_and_wait("sleep 100", name=name, poll_interval=0.02)
+        thread.join()
+        assert roost.status(name)["stopped"] is True
+
+
+async def test_a_task_that_is_cancelled_while_it_waits_stops_its_job(world: World) -> None:
+    name = unique("cancelled")
+    async with AsyncRoost(TOKEN, world.url) as roost:
+        sandbox = world.next_job()
+        task = asyncio.create_task(roost.run_and_wait("sleep 100", name=name, poll_interval=0.02))
+        await asyncio.to_thread(sandbox)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await roost.status(name))["stopped"] is True
 
 
 def test_jobs_are_listed_found_and_stopped(world: World, roost: Any) -> None:
