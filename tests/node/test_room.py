@@ -84,6 +84,35 @@ async def test_what_is_deleted_of_the_workspace_can_be_written_again(node: RealN
     assert (await saved(second)).size < 2**30
 
 
+def blocks(node: RealNode, revision: Revision) -> int:
+    (layer,) = (node.directory / "state/layers").glob(f"{revision.id}-*.img")
+    return layer.stat().st_blocks * 512
+
+
+async def test_a_file_that_has_no_room_for_a_second_copy_can_be_changed(node: RealNode) -> None:
+    first = await started(node)
+    await done(
+        first,
+        "mkdir -p /root/a/b; chmod 751 /root/a/b; chown 7:8 /root/a/b; cd /root/a/b; echo begin > big; "
+        "dd if=/dev/zero bs=1M count=600 >> big; chmod 640 big; chown 1000:1000 big",
+    )
+    second = await started(node, await saved(first))
+    assert (await room(second))[2] < 400
+    assert await done(second, "stat -c '%a %u %g' /root/a/b /root/a/b/big") == b"751 7 8\n640 1000 1000\n"
+    unchanged = await saved(second)
+    assert blocks(node, unchanged) < 20 * MB
+    third = await started(node, unchanged)
+    await done(third, "echo end >> /root/a/b/big")
+    assert await done(third, "head -n 1 /root/a/b/big; tail -c 4 /root/a/b/big") == b"begin\nend\n"
+    _, status = await third.run("fallocate -l 450M /root/more || { rm /root/more; false; }")
+    assert status != 0
+    changed = await saved(third)
+    assert changed.size < 620 * MB and blocks(node, changed) > 600 * MB
+    fourth = await started(node, changed)
+    assert await done(fourth, "head -n 1 /root/a/b/big; tail -c 4 /root/a/b/big") == b"begin\nend\n"
+    await fourth.stop()
+
+
 async def test_what_is_only_renamed_gives_no_room(node: RealNode) -> None:
     first = await started(node)
     await done(first, "mkdir /root/d; fallocate -l 850M /root/d/a")

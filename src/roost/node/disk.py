@@ -112,10 +112,15 @@ class Disk:
         """Takes its size from what can be written, and no room on the node: its blocks are never written to."""
         return self.mountpoint / "ballast"
 
+    @property
+    def free(self) -> int:
+        """Bytes that can be written."""
+        status = os.statvfs(self.mountpoint)
+        return status.f_bavail * status.f_frsize
+
     def hold(self, held: int) -> int:
         """Let it seem to hold so many bytes already, less where FLOOR would not be left free; how many it does."""
-        status = os.statvfs(self.mountpoint)
-        possible = min(held, status.f_bavail * status.f_frsize - FLOOR)
+        possible = min(held, self.free - FLOOR)
         if possible <= 0:
             return 0
         fd = os.open(self.ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

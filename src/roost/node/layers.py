@@ -22,6 +22,7 @@ import structlog
 
 from roost import linux
 from roost.errors import Conflict, NotFound, RoostError, Unsaved, reason
+from roost.node.ahead import drop_unchanged
 from roost.node.canonical import canonicalise
 from roost.node.depot import Depot, Found, Saved, Source, Used
 from roost.node.disk import (
@@ -41,7 +42,7 @@ from roost.node.images.config import Config
 from roost.node.moved import has_moved, settle
 from roost.node.protocol import Revision
 from roost.node.prune import prune
-from roost.node.usage import grown
+from roost.node.usage import measured
 
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
 REST = 15.0  # seconds that a layer stays mounted after its last use: mounting one takes some milliseconds
@@ -62,6 +63,7 @@ class Kept(msgspec.Struct, frozen=True):
 
     It names its disk image, so that replacing a layer by a flat one is one step. `owed`: the account in whose part of
     the object store it should be, and is not yet. `raw`: its disk is still as its sandbox left it.
+    `largest`: bytes of the largest file.
     """
 
     revision: Revision
@@ -69,6 +71,7 @@ class Kept(msgspec.Struct, frozen=True):
     disk: str
     owed: int | None = None
     raw: Raw | None = None
+    largest: int = 0
 
 
 @dataclass
@@ -93,6 +96,11 @@ class Stack:
     @property
     def config(self) -> Config:
         return self._hold.config
+
+    @property
+    def largest(self) -> int:
+        """Bytes of its largest file."""
+        return self._layers.largest(self._ids)
 
     def release(self) -> None:
         self._hold.release()
@@ -279,11 +287,12 @@ class Layers:
             await asyncio.to_thread(_make_plain, disk, raw.first_id)
             if await asyncio.to_thread(has_moved, disk):
                 await self._settle(kept, lowers, disk)
-            added = await asyncio.to_thread(grown, disk.upper, lowers)
-        size = max(0, self._size(kept.parent) + added)
+            found = await asyncio.to_thread(measured, disk.upper, lowers)
+        size = max(0, self._size(kept.parent) + found.grown)
         await asyncio.to_thread(seal, disk)
         told = msgspec.structs.replace(kept.revision, size=size)
-        return msgspec.structs.replace(kept, revision=told, raw=None, disk=self._linked(kept, disk))
+        made = self._linked(kept, disk)
+        return msgspec.structs.replace(kept, revision=told, raw=None, disk=made, largest=found.largest)
 
     async def _settle(self, kept: Kept, lowers: list[Path], disk: Disk) -> None:
         """Raises NotFound where what the disk speaks of is not on this node."""
@@ -343,13 +352,18 @@ class Layers:
     def unsaved(self) -> list[Revision]:
         return [self._told(kept) for kept in map(self._read, self._ids()) if kept.raw]
 
-    def keep(self, disk: Disk, revision: Revision, parent: str | None, owed: int | None = None) -> None:
+    def largest(self, ids: list[str]) -> int:
+        return max(self._read(id).largest for id in ids)
+
+    def keep(
+        self, disk: Disk, revision: Revision, parent: str | None, owed: int | None = None, largest: int = 0
+    ) -> None:
         """Durable on return: from here on `stack` finds it. The disk is unmounted and belongs to the layer."""
         seal(disk)
         name = f"{revision.id}-{secrets.token_hex(4)}.img"
         (self._directory / name).hardlink_to(disk.image)  # until the layer is written down, a crash leaves the disk
         before = self._image(revision.id) if self._has(revision.id) else None
-        self._write(Kept(revision, parent, name, owed))
+        self._write(Kept(revision, parent, name, owed, largest=largest))
         disk.remove()
         if before:
             unmount(self._directory / revision.id)
@@ -416,9 +430,9 @@ class Layers:
         try:
             await depot.restore(account, revision.id, disk.upper)
             await asyncio.to_thread(prune, disk.upper, hold.path)
-            size = await asyncio.to_thread(grown, disk.upper, [])
-            told = msgspec.structs.replace(revision, size=size)
-            await asyncio.to_thread(self.keep, disk, told, None, owed)
+            its = await asyncio.to_thread(measured, disk.upper, [])
+            told = msgspec.structs.replace(revision, size=its.grown)
+            await asyncio.to_thread(self.keep, disk, told, None, owed, its.largest)
         finally:
             hold.release()
             await asyncio.to_thread(disk.remove)
@@ -558,6 +572,7 @@ def told(error: Exception) -> str:
 
 def _make_plain(disk: Disk, first_id: int) -> None:
     """Make a finished sandbox's files a layer's. May be repeated, also when the disk is read-only by now."""
+    drop_unchanged(disk)
     if disk.ballast.exists():
         disk.ballast.unlink()
     canonicalise(disk.upper, first_id)

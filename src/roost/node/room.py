@@ -16,7 +16,7 @@ from roost.node.disk import Disk
 from roost.node.layers import Layers
 from roost.node.moved import has_moved
 from roost.node.sandbox import Sandbox
-from roost.node.usage import hidden
+from roost.node.usage import measured
 
 LOOK = 2.0  # seconds
 NEARLY = 0.15  # of a disk that are free: then it is worth a walk of what the sandbox has changed
@@ -78,7 +78,7 @@ def _shrink(disk: Disk, lowers: list[Path], held: int) -> int:
     """How many bytes can be written more. What was only moved looks deleted where it was, and is seen elsewhere."""
     if has_moved(disk):
         return 0
-    wanted, before = max(0, held - hidden(disk.upper, lowers)), disk.ballast.stat().st_size
+    wanted, before = max(0, held - round(measured(disk.upper, lowers).hidden)), disk.ballast.stat().st_size
     if before - wanted < WORTH:
         return 0
     os.truncate(disk.ballast, wanted)

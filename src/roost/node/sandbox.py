@@ -20,6 +20,7 @@ import structlog
 from roost import ids
 from roost.clock import now_ns
 from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of, reason
+from roost.node.ahead import copy_ahead
 from roost.node.capture import Capture
 from roost.node.disk import FLOOR, GIB, Disk
 from roost.node.freezer import Freezer
@@ -109,6 +110,11 @@ class Lower(Protocol):
         ...
 
     @property
+    def largest(self) -> int:
+        """Bytes of its largest file above the image."""
+        ...
+
+    @property
     def config(self) -> Config: ...
 
     def release(self) -> None: ...
@@ -117,7 +123,7 @@ class Lower(Protocol):
 class ImageLower:
     def __init__(self, hold: Hold) -> None:
         self.lowers = [hold.path]
-        self.size = 0
+        self.size = self.largest = 0
         self.config = hold.config
         self.release = hold.release
 
@@ -205,6 +211,7 @@ class Sandbox:
         await member.mount(self._lower.lowers, self.limits)
         self._warn_of_little_room(self._lower.size)
         await self._saver.place(request, member, self._lower.lowers)
+        held = await self._copied_ahead(member, self._lower)
         self._meter = Meter.begin(self.id, member.cgroup, member.site.interface, member.used)
         self._save(self.state)  # from here on a restarted node asks this member's guest init
         guest, hostname, started, self._asked = member.guest, request.hostname, now_ns(), True
@@ -212,7 +219,7 @@ class Sandbox:
         config = self.config
         command = script_command(request.script, request.environment, config, request.input)
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
-            self._hold(member.disk, self._lower.size),
+            self._hold(member.disk, held),
             guest.attach(hostname, member.sight),
             guest.write_file(SCRIPT, 0o755 if config.uid else 0o700, request.script),
             guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
@@ -230,6 +237,18 @@ class Sandbox:
         self._become(phase="running", started_ns=started, ipv4=ipv4, ipv6=ipv6)
         self._life = asyncio.create_task(self._live())
         member.forget_mounts()
+
+    async def _copied_ahead(self, member: Member, lower: Lower) -> int:
+        """What the layers below hold without the files that were copied, since it could not change them otherwise."""
+        room = member.disk.free - lower.size
+        if room >= lower.size or room < FLOOR or room >= lower.largest:
+            return lower.size
+        first_id = member.site.first_id
+        try:
+            return lower.size - await asyncio.to_thread(copy_ahead, member.disk, lower.lowers[:-1], first_id, room)
+        except OSError as error:  # then it can read and delete them
+            log.error("disk.not_copied_ahead", id=self.id, error=str(error))
+            return lower.size
 
     async def _hold(self, disk: Disk, held: int) -> None:
         """Beside the guest's own beginning, which takes as long: a fork costs no more for it."""

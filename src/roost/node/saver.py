@@ -25,7 +25,7 @@ from roost.node.member import Member
 from roost.node.protocol import Revision, SaveRequest, StartSandbox
 from roost.node.record import Record
 from roost.node.uploads import Uploads
-from roost.node.usage import grown
+from roost.node.usage import measured
 
 UPLOADS = "uploads"  # beside /root, where older documents look for files
 
@@ -169,10 +169,10 @@ class Saver:
         id = request.revision
         if not self._layers.has(id):
             lowers = await self._layers.below(parent.id)
-            added = await asyncio.to_thread(grown, disk.upper, lowers)
-            made = self._new(id, parent.id, parent.image, max(0, parent.size + added))
+            found = await asyncio.to_thread(measured, disk.upper, lowers)
+            made = self._new(id, parent.id, parent.image, max(0, parent.size + found.grown))
             owed = request.account if request.upload else None
-            await asyncio.to_thread(self._layers.keep, disk, made, parent.id, owed)
+            await asyncio.to_thread(self._layers.keep, disk, made, parent.id, owed, found.largest)
         await self._settle(request)
         return self._layers.find(id)
 

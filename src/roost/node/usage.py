@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from roost.node.descent import VANISHED, Descent, Layers, beside, is_opaque, is_whiteout, names_in, status_of
@@ -16,38 +17,48 @@ from roost.node.descent import VANISHED, Descent, Layers, beside, is_opaque, is_
 BLOCK = 512  # bytes; the unit of st_blocks
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Bytes. `hidden`: what of the layers below is seen no more, deleted, replaced, or copied up to be changed.
+
+    `largest`: of its files.
+    """
+
+    added: float = 0.0
+    hidden: float = 0.0
+    largest: int = 0
+
+    @property
+    def grown(self) -> int:
+        """Less than 0 where more is hidden than added."""
+        return round(self.added - self.hidden)
+
+
 def grown(upper: Path, lowers: Sequence[Path]) -> int:
-    """Less than 0 where more is hidden than added. `lowers`: the newest first, without the image.
+    return measured(upper, lowers).grown
+
+
+def measured(upper: Path, lowers: Sequence[Path]) -> Measured:
+    """`lowers`: the newest first, without the image.
 
     Names that vanish meanwhile, from a layer that a sandbox is writing to, are left out.
     """
-    added, hidden = _measured(upper, lowers)
-    return round(added - hidden)
-
-
-def hidden(upper: Path, lowers: Sequence[Path]) -> int:
-    """What of the layers below is seen no more: deleted, replaced, or copied up to be changed."""
-    return round(_measured(upper, lowers)[1])
-
-
-def _measured(upper: Path, lowers: Sequence[Path]) -> tuple[float, float]:
-    """What the layer adds, and what it hides."""
     with ExitStack() as opened:
         try:
             top = opened.enter_context(Descent(upper))
         except FileNotFoundError:
-            return 0.0, 0.0
+            return Measured()
         return _compared(top, Layers([opened.enter_context(Descent(lower)) for lower in lowers]))
 
 
-def _compared(top: Descent, below: Layers) -> tuple[float, float]:
-    added, gone = 0.0, 0.0
+def _compared(top: Descent, below: Layers) -> Measured:
+    added, gone, largest = 0.0, 0.0, 0
     pending = [names_in(top.here)]
     while True:
         if not pending[-1]:
             pending.pop()
             if not pending:
-                return added, gone
+                return Measured(added, gone, largest)
             below.leave()
             _leave(top, pending[-1])
             continue
@@ -59,6 +70,8 @@ def _compared(top: Descent, below: Layers) -> tuple[float, float]:
         lower, directory = below.find(name), stat.S_ISDIR(status.st_mode)
         if not is_whiteout(status):
             added += _bytes(status)
+        if stat.S_ISREG(status.st_mode):
+            largest = max(largest, status.st_blocks * BLOCK)
         if directory and not is_opaque(beside(top.here, name)):
             gone += _bytes(lower[0][1]) if lower else 0
         else:
