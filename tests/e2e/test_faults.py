@@ -405,6 +405,28 @@ def test_the_control_plane_cannot_read_what_is_the_nodes(own_roost: RunningRoost
     assert (socket.stat().st_uid, socket.stat().st_gid) == (0, pwd.getpwnam("roost").pw_gid)
 
 
+def test_users_of_the_machine_find_nothing_of_guests_below_run(own_roost: RunningRoost) -> None:
+    job = own_roost.api.submit("echo secret > /root/file; echo ready; exec sleep 100")
+    own_roost.api.said(job, b"ready")
+    member = own_roost.runtime_dir / "members" / str(own_roost.site_of(job).member)
+    assert (member / "disk/upper/root/file").read_text() == "secret\n"  # root does
+    roost = pwd.getpwnam("roost").pw_uid
+    for user in (65534, roost):
+        looking = [
+            "find",
+            own_roost.runtime_dir / "node.sock",
+            own_roost.runtime_dir,
+            member,
+            member / "disk/upper",
+            member / "guest.sock",
+        ]
+        found = subprocess.run(
+            looking, user=user, group=user, capture_output=True, text=True, check=False
+        ).stdout.split()
+        assert str(own_roost.runtime_dir / "node.sock") in found  # they may pass, to what is theirs
+        assert not [path for path in found if "/members/" in path or "/oci/" in path]
+
+
 def test_secrets_are_in_no_file_and_no_log(own_roost: RunningRoost) -> None:
     secret, api = f"secret-{uuid.uuid4().hex}", own_roost.api
     job = api.submit("echo ready; sleep 100", environment={"PASSWORD": secret})

@@ -88,6 +88,13 @@ def test_a_script_has_no_new_privileges_a_filter_and_no_more_capabilities_than_i
         assert int(status[kind], 16) & ~DOCKER_CAPABILITIES == 0, kind
 
 
+def test_guest_init_keeps_no_more_in_any_of_its_threads(api: Api) -> None:
+    ended = api.run("cat /proc/1/task/*/status | grep -E '^Cap(Eff|Prm|Bnd|Inh|Amb)'")
+    sets = [int(line.split()[1], 16) for line in ended.lines]
+    assert len(sets) == 2 * 5
+    assert not [one for one in sets if one & ~DOCKER_CAPABILITIES]
+
+
 def test_a_command_has_no_more_than_a_script(api: Api, job: str) -> None:
     wanted = "grep -E '^(Cap|NoNewPrivs|Seccomp)' /proc/self/status"
     assert api.exec(job, wanted)["stdout"] == api.run(wanted).text

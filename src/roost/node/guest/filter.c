@@ -100,7 +100,7 @@ enum { UNCOUNTED_BYTES = 64 << 20, UNCOUNTED_LEAST = 16, UNCOUNTED_MOST = 128, U
 
 enum { COMMON_FILTERS = 2, MOST_FILTERS = 1024 }; /* the runtime's and the one above; Chromium takes two a process */
 
-static struct { int listener[2], made, made_told, most; } supervisor; /* listener: a pipe for its number */
+static struct { int listener[2], made, made_told, most, (*drop)(void); } supervisor; /* listener: a pipe for its number */
 
 static int count_made(void) {
     char told[32 << 10];
@@ -150,6 +150,7 @@ static long count_filters(int common) {
 
 static void *supervise(void *unused) {
     int listener;
+    if (supervisor.drop()) _exit(1); /* and with it the sandbox, which nobody has claimed yet */
     if (read(supervisor.listener[0], &listener, sizeof listener) != sizeof listener) return unused;
     for (;;) {
         struct seccomp_notif asked = {0};
@@ -186,9 +187,10 @@ static int most_uncounted(void) {
     return most < UNCOUNTED_LEAST ? UNCOUNTED_LEAST : most > UNCOUNTED_MOST ? UNCOUNTED_MOST : most;
 }
 
-static int start_supervisor(void) {
+int start_supervisor(int (*drop)(void)) {
     char told[48];
     pthread_t thread;
+    supervisor.drop = drop;
     supervisor.most = most_uncounted();
     supervisor.made = epoll_create1(EPOLL_CLOEXEC);
     snprintf(told, sizeof told, "/proc/self/fdinfo/%d", supervisor.made);
@@ -199,7 +201,6 @@ static int start_supervisor(void) {
 }
 
 int enter_filter(void) {
-    if (start_supervisor()) return -1;
     int listener = forbid_mounting();
     if (listener < 0) return -1;
     return write(supervisor.listener[1], &listener, sizeof listener) == sizeof listener ? 0 : fail("supervisor");

@@ -2,7 +2,10 @@
 #ifndef ROOST_FILTER_H
 #define ROOST_FILTER_H
 
-/* Holds for the calling thread and all that it starts, for good. No thread may have been started before. */
+/* A thread, before there is the filter; `drop` gives up its capabilities and returns 0. */
+int start_supervisor(int (*drop)(void));
+
+/* Holds for the calling thread and all that it starts, for good. */
 int enter_filter(void);
 
 #endif
