@@ -331,6 +331,22 @@ async def test_a_flattened_stack_is_the_same_and_lists_no_ghosts(node: Node) -> 
     node.close()
 
 
+async def test_a_stack_that_holds_mostly_what_is_seen_no_more_becomes_one_layer(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "WASTE", 8 * MIB)
+    made = await node.write("head -c 4M /dev/urandom > file; echo kept > other")
+    first = made
+    for number in range(4):
+        made = await node.write(f"head -c 4M /dev/urandom > file; echo {number} > last", base=made)
+    assert len(node.layers._chain(made.id)) < 4
+    assert await node.told(made, "wc -c < file; cat other last") == f"{4 * MIB}\nkept\n3\n"
+    node.layers.collect({made.id})
+    assert node.here(first, made) == [False, True]
+    images = (node.place / "layers").glob("*.img")
+    assert sum(image.stat().st_blocks * 512 for image in images) < 24 * MIB
+
+
 # ---- mounts ----
 
 

@@ -45,6 +45,7 @@ from roost.node.prune import prune
 from roost.node.usage import measured
 
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
+WASTE = 2 * GIB  # bytes that a stack may take besides twice what is seen of it
 REST = 15.0  # seconds that a layer stays mounted after its last use: mounting one takes some milliseconds
 RESTING = 64  # layers at most that are mounted so
 
@@ -369,12 +370,21 @@ class Layers:
             unmount(self._directory / revision.id)
             before.unlink(missing_ok=True)
 
-    async def flatten_if_deep(self, account: int, id: str) -> None:
-        """A stack that has grown too deep for one mount becomes a single layer, by way of a store of its own."""
-        if len(self._chain(id)) <= DEEPEST:
+    async def flatten_if_due(self, account: int, id: str) -> None:
+        """A stack that is too deep for one mount, or mostly holds what is seen no more, becomes a single layer.
+
+        By way of a store of its own.
+        """
+        ids = self._chain(id)
+        if len(ids) <= DEEPEST and not self._is_wasteful(ids):
             return
         with self.pinned(id) as ids:
             await self._flatten(account, id, ids)
+
+    def _is_wasteful(self, ids: list[str]) -> bool:
+        """Written once more is then less than what was written since it was flat."""
+        taken = sum(self._image(id).stat().st_blocks * 512 for id in ids)
+        return len(ids) > 1 and taken > 2 * self._size(ids[0]) + WASTE
 
     async def _flatten(self, account: int, id: str, ids: list[str]) -> None:
         kept = self._read(id)

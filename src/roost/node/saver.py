@@ -200,7 +200,7 @@ class Saver:
     async def _flatten(self, account: int, id: str) -> None:
         try:
             async with self._alone(id):
-                await self._layers.flatten_if_deep(account, id)
+                await self._layers.flatten_if_due(account, id)
         except (RoostError, OSError) as error:  # a later save does it
             log.error("revision.unflattened", revision=id, error=str(error))
 
