@@ -349,6 +349,23 @@ POST /api/v1/jobs/:id/ssh
 POST /api/v1/job-templates
 POST /api/v1/job-templates/:id/run"""),
 ]
+MICROVM_HTTP: list[str] = [
+    Snippet("""\
+POST /api/v1/microvms
+{
+  "name": "ingest-edge",
+  "cpu": 2,
+  "memory": 2048,
+  "disk": 20,
+  "image": "ubuntu-22.04",
+  "ssh_public_keys": ["ssh-ed25519 AAAA..."]
+}"""),
+    Snippet("GET /api/v1/microvms/:id/ssh-connection"),
+    Snippet("GET /api/v1/microvms/:id/ssh-keys/download"),
+    Snippet("POST /api/v1/microvms/:id/stop"),
+    Snippet("POST /api/v1/microvms/:id/start"),
+    Snippet("POST /api/v1/microvms/:id/restart"),
+]
 JOBS_CURL = Snippet("curl -N https://api.magpiecloud.com/api/v1/jobs/REQ_ID/logs?follow=true")
 JOBS_PYTHON: list[str] = [
     Snippet("""\
