@@ -1,10 +1,12 @@
 """sdk/sh/mags.sh against a control plane that listens, with a node in memory; more is in tests/e2e/test_mags_sh.py."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.jobs.memory_node import until
 from tests.sdk.node import environment
 from tests.workspaces.conftest import TOKEN
 from tests.workspaces.test_commands import Shell
@@ -36,6 +38,27 @@ async def test_a_script_arrives_as_it_was_written_and_its_output_and_exit_status
     started = shell.plane.node.started
     assert started[2] == HARD
     assert started[3].startswith(HARD) and len(started[3]) > 300_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_who_goes_away_stops_the_job_that_he_waits_for(shell: Shell, number: signal.Signals) -> None:
+    access = {"MAGS_API_URL": shell.url, "MAGS_API_TOKEN": TOKEN}
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM, "run", "--name", "left", "sleep 100", env=environment(**access), stdin=asyncio.subprocess.DEVNULL
+    )
+    async with asyncio.timeout(60):
+        await until(lambda: bool(shell.plane.node.requests))
+        while '"status": "running"' not in await sh(shell, "status", "left"):
+            pass
+        process.send_signal(number)
+        assert await process.wait() == 128 + number
+    assert '"stopped": true' in await sh(shell, "status", "left")
+
+
+async def test_a_variable_without_a_value_has_the_callers(shell: Shell) -> None:
+    await sh(shell, "run", "--env", "OURS", "exit 0", OURS="from here")
+    assert shell.plane.node.environments == [{"OURS": "from here"}]
+    assert "no such variable here" in await sh(shell, "run", "--env", "NOT_OURS", "x", status=2)
 
 
 async def test_every_option_of_run_arrives(shell: Shell, tmp_path: Path) -> None:

@@ -137,5 +137,6 @@ def _ended(api: Api, job: str) -> str:
     """What it said last; the sandbox is not left behind."""
     logs = api.call("GET", f"{path_of(job)}/logs")["logs"]
     api.call("POST", f"{path_of(job)}/stop", timeout=60)
-    said = logs[-1]["message"] if logs else "it said nothing"
+    own = [entry["message"] for entry in logs if entry["source"] != "system"]  # not Roost's remarks
+    said = own[-1] if own else "it said nothing"
     return f"the browser ended at once: {said}; `roost image build NAME -p chromium` makes an image that has one"

@@ -19,7 +19,7 @@ usage: mags.sh COMMAND ...
     --base NAME               begin with a workspace's files and leave them as they are
     -e, --ephemeral           keep nothing
     -f, --file FILE           put a file into /root first; may be repeated
-    --env NAME=VALUE          set a variable; may be repeated
+    --env NAME[=VALUE]        set a variable, without a value to the caller's; may be repeated
     -t, --timeout SECONDS     end the script after that long (300)
     --disk GB, --image NAME   another disk, another image
     -d, --detach              tell the job's id and do not wait
@@ -125,7 +125,10 @@ run() {
 	string() { field "$1" "$(jq -n --arg text "$2" '$text')"; }
 	item() { wanted=$(jq -c --arg id "$1" '.file_ids += [$id]' <<<"$wanted"); }
 	variable() {
-		[[ $1 == *=* ]] || wrong "--env: '$1' has no '='; give NAME=VALUE"
+		if [[ $1 != *=* ]]; then # the caller's own
+			[ -n "${!1+x}" ] || wrong "--env $1: there is no such variable here; set it, or give $1=VALUE"
+			set -- "$1=${!1}"
+		fi
 		wanted=$(jq -c --arg name "${1%%=*}" --arg value "${1#*=}" '.environment[$name] = $value' <<<"$wanted")
 	}
 	while [ $# -gt 0 ]; do
@@ -184,18 +187,25 @@ run() {
 		[ -z "$url" ] || open_url "$id" "$port"
 		return
 	fi
+	trap 'leave "$id" 2' INT
+	trap 'leave "$id" 15' TERM
+	trap 'leave "$id" 1' HUP
 	wait_for "$id"
 }
 
-# await ID CONDITION: the job's status once jq says that it is so
+# leave ID SIGNAL: who goes away stops what he waited for
+leave() {
+	trap '' HUP TERM
+	call POST "$(job "$1")/stop" >/dev/null 2>&1 || true
+	exit $((128 + $2))
+}
+
+# await ID CONDITION: the job's status, in `state`, once jq says that it is so. In this shell, which signals reach
 await() {
-	local state pause=0.05
+	local pause=0.05
 	while :; do
 		state=$(call GET "$(job "$1")/status") || exit
-		if jq -e "$2" >/dev/null <<<"$state"; then
-			printf '%s\n' "$state"
-			return
-		fi
+		! jq -e "$2" >/dev/null <<<"$state" || return 0
 		sleep "$pause"
 		pause=0.3
 	done
@@ -204,14 +214,14 @@ await() {
 # begun ID: once its sandbox is there
 begun() {
 	local state
-	state=$(await "$1" '.status != "pending"') || exit
+	await "$1" '.status != "pending"'
 	[ "$(jq -r .status <<<"$state")" != error ] || fail "$(jq -r '.error // "it ended as an error; mags.sh logs shows why"' <<<"$state")"
 }
 
 # wait_for ID: until the job has ended; its output, and its exit status as ours
 wait_for() {
 	local state reason
-	state=$(await "$1" '.status == "completed" or .status == "error"') || exit
+	await "$1" '.status == "completed" or .status == "error"'
 	show "$1"
 	reason=$(jq -r '.error // empty' <<<"$state")
 	[ -z "$reason" ] || printf 'mags.sh: %s\n' "$reason" >&2
