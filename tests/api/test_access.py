@@ -51,6 +51,7 @@ async def test_access_answers_all_that_any_client_reads(api: Api) -> None:
         "port": 3000,
         "access_type": "http_proxy",
         "access": "public",
+        "gateway_url": "http://127.0.0.1:8485",
         "ipv6_address": address_of(job["vm_id"]),
     }
     assert await api.json(f"{JOBS}/web/access") == answer

@@ -82,7 +82,7 @@ class Devices:
         rows = await self._database.read(query)
         if not rows:
             raise NotFound("no device waits with this code; check it, or begin again there: codes last 15 minutes")
-        self._throttle.clear("user code", f"{by.user_id}")
+        self._throttle.clear("user code", f"{by.user_id}", address)
         return Device(rows[0].name, rows[0].address, rows[0].scope)
 
     async def decide(self, user_code: str, by: Account, approve: bool) -> None:

@@ -1,6 +1,8 @@
 """How often somebody may try a password or a code: by what is tried, and by the address that tries.
 
-Counted in memory; a restart begins anew.
+Whoever tries from one address is stopped there and locks out nobody else. What many addresses try of one name is
+bounded too, but for addresses where the name was right before: its owner comes in whatever strangers do. Counted in
+memory; a restart begins anew.
 """
 
 import ipaddress
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from limits.strategies import MovingWindowRateLimiter
 
 WINDOW = 5  # minutes
-OF_NAME = 10  # tries of one name, whoever makes them
+OF_NAME = 10  # tries of one name from one address
+OF_STRANGERS = 100  # tries of one name from all addresses where it was never right
+MOST_KNOWN = 10_000  # names with their addresses
 OF_ADDRESS = 60  # tries of one address, which may be an office's
 NETWORK6 = 64  # bits: what one subscriber has by IPv6
 
@@ -23,6 +27,7 @@ NETWORK6 = 64  # bits: what one subscriber has by IPv6
 class Throttle:
     def __init__(self) -> None:
         self._limiter: MovingWindowRateLimiter | None = None
+        self._known: dict[tuple[str, str, str], None] = {}  # where a name was right, the latest last
 
     def count(self, what: str, name: str, address: str) -> None:
         """One more try of `name`, from `address`. Raises Throttled."""
@@ -30,13 +35,20 @@ class Throttle:
 
         self._hit(RateLimitItemPerMinute(OF_ADDRESS, WINDOW), what, "address", network(address))
         if name:
-            self._hit(RateLimitItemPerMinute(OF_NAME, WINDOW), what, "name", name)
+            self._hit(RateLimitItemPerMinute(OF_NAME, WINDOW), what, "name", name, network(address))
+            if (what, name, network(address)) not in self._known:
+                self._hit(RateLimitItemPerMinute(OF_STRANGERS, WINDOW), what, "strangers", name)
 
-    def clear(self, what: str, name: str) -> None:
+    def clear(self, what: str, name: str, address: str) -> None:
         """It was right."""
         from limits import RateLimitItemPerMinute
 
-        self._limits().storage.clear(RateLimitItemPerMinute(OF_NAME, WINDOW).key_for(what, "name", name))
+        here = network(address)
+        self._limits().storage.clear(RateLimitItemPerMinute(OF_NAME, WINDOW).key_for(what, "name", name, here))
+        self._known.pop((what, name, here), None)
+        self._known[what, name, here] = None
+        if len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
 
     def _hit(self, limit: "RateLimitItem", *key: str) -> None:
         if not self._limits().hit(limit, *key):

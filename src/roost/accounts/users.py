@@ -95,7 +95,7 @@ class Users:
         right = await self._passwords.verify(row.password_hash if row is not None and usable else None, password)
         if row is None or not right:
             raise Unauthenticated(WRONG)
-        self._throttle.clear("login", name)
+        self._throttle.clear("login", name, address)
         if self._passwords.is_outdated(row.password_hash):
             hashed = await self._passwords.hash(password)
             self._database.write_soon(update(users).where(users.c.id == row.id).values(password_hash=hashed))

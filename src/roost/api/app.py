@@ -51,6 +51,7 @@ from roost.api import (
 )
 from roost.api.auditing import audited
 from roost.api.bodies import MAX_BODY
+from roost.api.followed import ended_with_its_token
 from roost.api.guard import COOKIE, require_scope
 from roost.api.head import headed, refuse_head
 from roost.api.plane import ControlPlane
@@ -226,7 +227,7 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
         return state.plane
 
     guards = [refuse_head, require_scope, require_known_query]
-    api = Router("/api/v1", route_handlers=[*ROUTES], guards=guards, middleware=[audited])
+    api = Router("/api/v1", route_handlers=[*ROUTES], guards=guards, middleware=[audited, ended_with_its_token])
     pages = [login_pages.login_page, login_pages.log_in, login_pages.log_out]
     pages += [login_pages.device_page, login_pages.decide_device]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])

@@ -49,6 +49,14 @@ async def require_scope(connection: Connection, handler: BaseRouteHandler) -> No
         raise Forbidden("this concerns the whole installation; use a token of its first account")
 
 
+async def require_still(connection: Connection, handler: BaseRouteHandler, begun_by: Account) -> None:
+    """For an answer that goes on: raises what the request would be refused with now."""
+    account = await caller(connection, connection.headers.get("authorization", ""))
+    require(account, handler.opt.get("scope") or _usual_scope(connection))
+    if account.id != begun_by.id:
+        raise Unauthenticated("this request began in another account; send it again")
+
+
 async def caller(connection: Connection, authorization: str) -> Account:
     plane: ControlPlane = connection.app.state.plane
     chosen = connection.headers.get(CHOSEN, "")

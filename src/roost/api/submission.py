@@ -34,6 +34,11 @@ MAX_IDLE_MINUTES = 7 * 24 * 60
 
 _NEEDS_PERSISTENT = "{}: needs persistent: true; other jobs end with their script and never sleep"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# What hides in a name, or turns the rest of its line round. Joiners (U+200C, U+200D) belong to scripts and to emoji
+INVISIBLE = re.compile(
+    "[\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u206f\\u3164\\ufeff"
+    "\\uffa0\\ufff9-\\ufffb\\U000e0000-\\U000e0fff]"
+)
 
 
 def _note(text: str) -> Meta:
@@ -210,6 +215,8 @@ def _check_name(field: str, name: str) -> None:
         raise Invalid(f"{field}: may not be blank, '.' or '..', nor hold a slash, since it is used in URLs")
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
         raise Invalid(f"{field}: may not hold line breaks or other control characters")
+    if unseen := INVISIBLE.search(name):
+        raise Invalid(f"{field}: may not hold characters that nobody sees, as U+{ord(unseen[0]):04X}; leave them out")
 
 
 def _environment(environment: dict[str, str]) -> dict[str, str]:

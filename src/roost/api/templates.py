@@ -27,6 +27,7 @@ from roost.jobs import templates as rows
 from roost.jobs.saved import Definition, SavedJob
 from roost.jobs.schedules import Wanted
 from roost.jobs.templates import Revision, Template
+from roost.workspaces import uploads
 
 Caller = Request[Account, str, State]
 TemplateId = Annotated[str, Parameter(description="Id of a template")]
@@ -132,6 +133,7 @@ async def create(request: Caller, plane: Plane, data: NewTemplate) -> TemplateRe
     )
     template = Template(id=id, account_id=request.user.id, created_ns=now, latest=first)
     saved_jobs.order_for(plane, runnable(template, first), {})  # refuses what could not be run
+    await uploads.require(plane.database, request.user.id, definition.file_ids)
     await rows.create(plane.database, plane.secret, template)
     return _record(template)
 

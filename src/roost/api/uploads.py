@@ -9,6 +9,7 @@ from litestar.datastructures import State
 from roost.accounts.tokens import Account
 from roost.api.form import MAX_OTHERS, Form
 from roost.api.plane import Plane
+from roost.api.submission import INVISIBLE
 from roost.errors import Invalid, TooLarge
 from roost.workspaces import uploads
 
@@ -60,6 +61,8 @@ def file_name(told: str) -> str:
         raise Invalid("file: has no name; give one, like curl -F 'file=@PATH;filename=NAME'")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         raise Invalid("file: its name may not hold line breaks or other control characters")
+    if INVISIBLE.search(name):
+        raise Invalid("file: its name holds characters that nobody sees, or that turn it round; leave them out")
     if len(name.encode()) > MAX_NAME:
         raise Invalid(f"file: its name is longer than {MAX_NAME} bytes")
     return name

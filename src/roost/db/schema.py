@@ -285,6 +285,14 @@ aliases = Table(
     Index("aliases_of_account", "account_id", "created_ns"),
 )
 
+former_names = Table(  # that were given back; the labels of aliases and proxy targets
+    "former_names",
+    metadata,
+    Column("subdomain", String, primary_key=True),
+    Column("account_id", Integer, ForeignKey("accounts.id"), nullable=False),  # which alone may have it until then
+    Column("until_ns", BigInteger, nullable=False),
+)
+
 proxy_targets = Table(
     "proxy_targets",
     metadata,

@@ -16,6 +16,7 @@ from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import aliases, proxy_targets
 from roost.errors import Conflict, NotFound
+from roost.gateways import former_names
 from roost.gateways.admission import Access, Kind
 from roost.gateways.hosts import Name
 
@@ -64,13 +65,15 @@ async def create(database: Database, account_id: int, name: Name, to: Leading) -
     values = [literal(getattr(made, column.name), column.type) for column in COLUMNS]
     mine = select(func.count()).select_from(aliases).where(aliases.c.account_id == account_id).scalar_subquery()
     free = ~exists().where(proxy_targets.c.subdomain == name.label)
-    row = insert(aliases).from_select(Alias.__struct_fields__, select(*values).where(free, mine < MAX_ALIASES))
+    kept = former_names.is_free(account_id, name.label)
+    row = insert(aliases).from_select(Alias.__struct_fields__, select(*values).where(free, kept, mine < MAX_ALIASES))
     try:
         (outcome,) = await database.write(row)
     except IntegrityError:
         raise _taken(name) from None
     if not outcome.rows:
         await _require_room(database, account_id)
+        await former_names.require_free(database, account_id, name.label)
         raise _taken(name)
     return made
 
@@ -109,7 +112,8 @@ async def find(database: Database, account_id: int, label: str, domain: str | No
 
 
 async def remove(database: Database, alias: Alias) -> None:
-    await database.write(delete(aliases).where(aliases.c.id == alias.id))
+    given_back = former_names.give_back(alias.account_id, alias.subdomain)
+    await database.write(delete(aliases).where(aliases.c.id == alias.id), *given_back)
 
 
 def alias_of(mapping: Any) -> Alias:

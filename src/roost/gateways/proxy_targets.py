@@ -17,6 +17,7 @@ from roost.clock import now_ns
 from roost.db.database import Database
 from roost.db.schema import aliases, proxy_targets
 from roost.errors import Conflict, Invalid, NotFound
+from roost.gateways import former_names
 
 MAX_TARGETS = 10_000  # of one account
 
@@ -68,8 +69,9 @@ async def create(
     of_mine = proxy_targets.c.account_id == account_id
     mine = select(func.count()).select_from(proxy_targets).where(of_mine).scalar_subquery()
     free = ~exists().where(aliases.c.subdomain == label)
+    kept = former_names.is_free(account_id, label)
     row = insert(proxy_targets).from_select(
-        ProxyTarget.__struct_fields__, select(*values).where(free, mine < MAX_TARGETS)
+        ProxyTarget.__struct_fields__, select(*values).where(free, kept, mine < MAX_TARGETS)
     )
     try:
         (outcome,) = await database.write(row)
@@ -78,6 +80,7 @@ async def create(
     if not outcome.rows:
         if len(await of_account(database, account_id)) >= MAX_TARGETS:
             raise Conflict(f"you have {MAX_TARGETS} proxy targets, the most there can be; delete some first")
+        await former_names.require_free(database, account_id, label)
         raise _taken(label)
     return made
 
@@ -110,7 +113,8 @@ async def change(database: Database, target: ProxyTarget, **changed: Any) -> Pro
 
 
 async def remove(database: Database, target: ProxyTarget) -> None:
-    await database.write(delete(proxy_targets).where(proxy_targets.c.id == target.id))
+    given_back = former_names.give_back(target.account_id, target.subdomain)
+    await database.write(delete(proxy_targets).where(proxy_targets.c.id == target.id), *given_back)
 
 
 def target_of(mapping: Any) -> ProxyTarget:
