@@ -109,10 +109,10 @@ async def test_a_limit_that_the_kernel_refuses_names_its_file(tmp_path: Path) ->
     assert reason(refused.value) == f"{file}: No space left on device"
 
 
-async def test_a_node_that_cannot_start_says_on_which_path(tmp_path: Path) -> None:
+async def test_a_node_that_cannot_start_says_on_which_path_and_leaves_nothing(tmp_path: Path) -> None:
     with own_number() as number:
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run/guest").write_text("in the way")
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images/names").write_text("in the way")
         process = await asyncio.create_subprocess_exec(
             *command_of(tmp_path, number), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )
@@ -120,9 +120,14 @@ async def test_a_node_that_cannot_start_says_on_which_path(tmp_path: Path) -> No
             _, said = await process.communicate()
     assert process.returncode == os.EX_CONFIG
     assert said.decode().splitlines()[-1] == (
-        f"Error: the node cannot start on this machine: {tmp_path}/run/guest: File exists; "
+        f"Error: the node cannot start on this machine: {tmp_path}/images/names: File exists; "
         "`sudo roost doctor` names the cure"
     )
+    assert list((tmp_path / "run").iterdir()) == []
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    tables = await asyncio.create_subprocess_exec("nft", "list", "tables", stdout=asyncio.subprocess.PIPE)
+    assert f"roost{number}\n".encode() not in (await tables.communicate())[0]
+    assert not [root for root in Hierarchies.here().roots() if (root / f"roost-{number}").exists()]
 
 
 async def test_a_condition_never_consists_of_a_class_name_or_of_nothing() -> None:

@@ -13,7 +13,7 @@ import signal
 import socket
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -389,10 +389,11 @@ def run(settings: NodeSettings) -> None:
 
 async def _run(settings: NodeSettings) -> None:
     asked_to_stop = _asked_to_stop()  # from now on: a stop during the start must leave nothing behind either
-    with _building():
+    with _telling():
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = load_store(settings)
         ground = build_ground(settings)
+    async with _building(ground):
         await asyncio.to_thread(kernel_limits.raise_limits)
         await asyncio.to_thread(delegation.settle, ground.hierarchies, ground.parent)
         lay_guest_root(settings.runtime_dir / "guest", build.build())
@@ -441,8 +442,21 @@ async def _run(settings: NodeSettings) -> None:
     log.info("node.stopped", sandboxes_left=len(sandboxes.living))
 
 
+@asynccontextmanager
+async def _building(ground: Ground) -> AsyncGenerator[None]:
+    """A start that fails leaves nothing, unless there are members that an earlier node has left, for the next one."""
+    try:
+        with _telling():
+            yield
+    except BaseException:
+        if not any((ground.runtime_dir / "members").iterdir()):
+            with suppress(Exception):  # why it failed is what counts
+                await leave_nothing(ground)
+        raise
+
+
 @contextmanager
-def _building() -> Generator[None]:
+def _telling() -> Generator[None]:
     """What the machine refuses meanwhile is told as what it lacks."""
     try:
         yield
