@@ -147,11 +147,11 @@ def test_a_job_is_found_by_its_name_the_running_one_first(api: Api) -> None:
 
     path = urllib.parse.quote(name)
     assert api.status(path)["request_id"] == first
-    second = api.submit("echo ready; sleep 60", name=name)
+    second = api.submit("echo second > /root/which; echo ready; sleep 60", name=name)
     api.said(second, b"ready")
     api.run("true", name=name)
     assert api.status(path)["request_id"] == second
-    assert api.exec(path, "hostname")["stdout"].strip() == api.status(second)["vm_id"]
+    assert api.exec(path, "cat /root/which")["stdout"] == "second\n"
     assert api.stop(path)["success"] is True
     assert api.wait(second, 10).state["stopped"] is True
 

@@ -151,6 +151,53 @@ def test_a_cold_job_keeps_its_files_and_runs_its_startup_command(api: Api, keeps
         assert api.run("cat /root/file", workspace_id=keeps["workspace_id"]).text == "kept\n"
 
 
+@pytest.mark.parametrize("keeps", [{}, {"workspace_id": "rebooted"}], ids=str)
+def test_a_cold_wake_clears_what_a_reboot_clears_and_keeps_what_it_keeps(api: Api, keeps: dict[str, Any]) -> None:
+    name = f"Web_{len(keeps)}.{os.getpid()}"
+    job = persistent(api, "sleep infinity", name=name, **keeps)
+    host = f"web-{len(keeps)}-{os.getpid()}"
+    assert text_of(api, job, "hostname; cat /etc/hostname; getent hosts $(hostname)").split() == [
+        host,
+        host,
+        "127.0.1.1",
+        host,
+    ]
+    text_of(
+        api, job, "echo 1 > /run/app.pid; mkdir /run/app; mkfifo /run/app/p; echo x > /tmp/x; echo kept > /var/tmp/kept"
+    )
+    text_of(
+        api,
+        job,
+        "echo 10.0.0.9 db >> /etc/hosts; echo pid > /var/run/other.pid; touch /run/lock/held; ls /run > /root/run",
+    )
+    sleep(api, job, "cold")
+    assert text_of(api, job, "cat /var/tmp/kept; ls -A /tmp; stat -c %a /tmp; hostname") == f"kept\n1777\n{host}"
+    left = text_of(api, job, "ls /run /run/lock").split()
+    assert not {"app.pid", "app", "other.pid", "held"} & set(left) and "lock" in left
+    assert (
+        text_of(api, job, "getent hosts db; getent hosts $(hostname) | cut -d' ' -f1")
+        == "10.0.0.9        db\n127.0.1.1"
+    )
+    text_of(api, job, "echo mine.example > /etc/hostname; printf 'nameserver 192.0.2.1\\n' > /etc/resolv.conf")
+    for _ in range(2):
+        sleep(api, job, "cold")
+        told = text_of(api, job, "hostname; cat /etc/hostname /etc/resolv.conf; grep -c db /etc/hosts")
+        assert told.split() == ["mine.example", "mine.example", "nameserver", "192.0.2.1", "1"]
+    api.stop(job)
+    if keeps:
+        api.wait(job)
+        fork = api.run("hostname; ls /run/app.pid", base_workspace_id=keeps["workspace_id"], name="fork")
+        assert fork.lines == ["mine.example"] and fork.exit_code == 2
+
+
+def test_what_nobody_edited_follows_the_sandbox_that_it_is_in(api: Api) -> None:
+    assert api.run("hostname", workspace_id="first-home").text == "first-home\n"
+    told = api.run(
+        "hostname; cat /etc/hostname; tail -n 1 /etc/hosts", base_workspace_id="first-home", name="second home"
+    )
+    assert told.text.split() == ["second-home", "second-home", "127.0.1.1", "second-home"]
+
+
 def test_a_sleeping_job_can_be_stopped_and_its_workspace_deleted(api: Api) -> None:
     for depth in ("frozen", "cold"):
         job = persistent(api, "echo x > /root/x; sleep infinity", workspace_id=f"asleep-{depth}")

@@ -96,6 +96,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return self.log_id or self.vm_id
 
     @property
+    def default_name(self) -> str:
+        return default_name(self.request_id)
+
+    @property
     def settles_with_sandbox(self) -> bool:
         """Whether its result is known only when its sandbox has ended, not when its script has."""
         return self.persistent or self.workspace is not None
@@ -109,6 +113,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         if self.started_ns is None or self.script_ended_ns is None:
             return None
         return max(0, self.script_ended_ns - self.started_ns) // 1_000_000
+
+
+def default_name(request_id: str) -> str:
+    """Of a job that was given none."""
+    return f"job-{request_id[:8]}"
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ async def submit(
     told: dict[str, Any] = {
         "request_id": request_id,
         "account_id": account_id,
-        "name": order.name or f"job-{request_id[:8]}",
+        "name": order.name or default_name(request_id),
         "vm_id": ids.vm_id(),
         "subdomain": ids.subdomain(),
         "status": "pending",

@@ -11,6 +11,7 @@ is told to forget it only after its result is durable. `live.py` decides when a 
 import asyncio
 import contextlib
 import dataclasses
+import re
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -98,6 +99,12 @@ async def _files_of(job: Job, means: Means) -> tuple[Start, list[Upload]]:
     return start, files
 
 
+def hostname_of(job: Job) -> str:
+    """Its name, or where it was given none that of its workspace: the same for all of its sandboxes."""
+    name = job.workspace if job.workspace is not None and job.name == job.default_name else job.name
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))[:63].strip("-") or job.default_name
+
+
 def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> StartSandbox:
     """After a wake from cold, the startup command takes the script's place; what the script left is in its files."""
     save = None
@@ -107,7 +114,8 @@ def start_sandbox(job: Job, work: Work, start: Start, files: list[Upload]) -> St
         image=job.image,
         script=(job.startup_command or "").encode() if job.wakes else work.script,
         environment=work.environment,
-        hostname=job.vm_id if job.login is None else job.name,
+        hostname=hostname_of(job),
+        reboots=job.wakes > 0,
         limits=Limits(
             vcpus=job.vcpus,
             memory_mb=job.memory_mb,

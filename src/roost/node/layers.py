@@ -8,9 +8,12 @@ A layer that is not in the store, or that something mounted or listed here stand
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
+import subprocess
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -44,6 +47,7 @@ from roost.node.protocol import Revision
 from roost.node.prune import prune
 from roost.node.usage import measured
 
+GUEST_INITS = "roost"  # in /run: where guest init has a file system of its own
 DEEPEST = 40  # layers in one mount; overlayfs takes its options in one page
 WASTE = 2 * GIB  # bytes that a stack may take besides twice what is seen of it
 REST = 15.0  # seconds that a layer stays mounted after its last use: mounting one takes some milliseconds
@@ -585,7 +589,21 @@ def _make_plain(disk: Disk, first_id: int) -> None:
     drop_unchanged(disk)
     if disk.ballast.exists():
         disk.ballast.unlink()
+    _forget_run(disk.upper / "run")
     canonicalise(disk.upper, first_id)
+
+
+def _forget_run(run: Path) -> None:
+    """What belongs to a running system (pid files, sockets, locks) ends with it: the image's own is seen again."""
+    if not run.is_dir() or run.is_symlink() or {path.name for path in run.iterdir()} <= {GUEST_INITS}:
+        return
+    status = run.lstat()
+    done = subprocess.run(["rm", "-rf", str(run)], capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        raise OSError(errno.EIO, f"/run could not be emptied: {done.stderr.strip()[-500:]}")
+    run.mkdir()
+    os.chown(run, status.st_uid, status.st_gid)
+    run.chmod(stat.S_IMODE(status.st_mode))
 
 
 def _mount_raw(disk: Disk) -> None:

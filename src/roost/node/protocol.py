@@ -132,11 +132,12 @@ class StartSandbox(Wire, frozen=True):
     image: str
     script: bytes
     environment: dict[str, str]
-    hostname: str
+    hostname: str  # unless its files have an /etc/hostname that somebody has edited
     limits: Limits
     account: int = 0  # whose revisions and uploads these are
     linger: bool = False  # it stays when its script has exited, and ends by `stop` only
     start_from: str | None = None  # id of the revision whose files it begins with; it is not collected while this runs
+    reboots: bool = False  # it goes on from an earlier sandbox as a machine that is started again: /tmp is empty
     log: str | None = None  # id of an earlier sandbox, whose log this one continues; None: a log of its own
     save: SaveRequest | None = None
     sync_seconds: int = 0  # more than 0: also saved every so many seconds, under ids the node chooses; events tell them

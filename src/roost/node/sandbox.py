@@ -25,7 +25,7 @@ from roost.node.capture import Capture
 from roost.node.disk import FLOOR, GIB, Disk
 from roost.node.freezer import Freezer
 from roost.node.guest.channel import Guest, GuestLost, GuestProcess, GuestRefused
-from roost.node.guest.frames import STDERR, STDOUT, Command, Exited
+from roost.node.guest.frames import HOSTNAME, STDERR, STDOUT, Command, Exited
 from roost.node.images import Hold
 from roost.node.images.config import Config
 from roost.node.input import Input
@@ -220,11 +220,11 @@ class Sandbox:
         command = script_command(request.script, request.environment, config, request.input)
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
             self._hold(member.disk, held),
-            guest.attach(hostname, member.sight),
+            guest.attach(hostname, member.sight, request.start_from is not None),
             guest.write_file(SCRIPT, 0o755 if config.uid else 0o700, request.script),
-            guest.write_file("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
-            guest.write_file("/etc/hosts", 0o644, hosts_file(hostname)),
-            guest.write_file("/etc/hostname", 0o644, f"{hostname}\n".encode()),
+            guest.write_own("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
+            guest.write_own("/etc/hosts", 0o644, hosts_file(HOSTNAME)),
+            guest.write_own("/etc/hostname", 0o644, f"{HOSTNAME}\n".encode()),
             *(guest.write_file(f"{PLACE}/{part.name}", part.mode, part.content) for part in tools),
             guest.start(FIRST_PROCESS, command, self._log_writer().write),
         )

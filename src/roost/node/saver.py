@@ -22,6 +22,7 @@ from roost.node.disk import Disk
 from roost.node.freezer import Freezer
 from roost.node.layers import Layers
 from roost.node.member import Member
+from roost.node.moved import OPAQUE
 from roost.node.protocol import Revision, SaveRequest, StartSandbox
 from roost.node.record import Record
 from roost.node.uploads import Uploads
@@ -52,6 +53,8 @@ class Saver:
         """
         for name in (*request.directories, *(file.name for file in request.files)):
             _require_component(name)
+        if request.reboots:
+            await asyncio.to_thread(_empty_directory, member, "tmp", lowers)
         for name in request.directories:
             await asyncio.to_thread(_make_directory, member, name, lowers, 0o755)
         if not request.files:
@@ -245,6 +248,14 @@ async def _nobody_looks(id: str) -> None:
 def _require_component(name: str) -> None:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise Invalid(f"{name[:80]!r} is not the name of one file or directory")
+
+
+def _empty_directory(member: Member, name: str, lowers: Sequence[Path]) -> None:
+    """/NAME, where it is a directory, without what it has below."""
+    below = next((lower / name for lower in lowers if os.path.lexists(lower / name)), None)
+    if below is not None and stat.S_ISDIR(below.lstat().st_mode):
+        made = _make_directory(member, name, lowers, 0o1777)
+        os.setxattr(made, OPAQUE, b"y")
 
 
 def _make_directory(member: Member, name: str, lowers: Sequence[Path], mode: int) -> Path:

@@ -18,7 +18,7 @@ from roost.errors import SetupMissing
 HERE = Path(__file__).parent
 Program: TypeAlias = Literal["init", "microvm"]
 SOURCES: dict[Program, list[str]] = {
-    "init": ["init.c", "filter.c", "namespace.c", "network.c", "run.c", "session.c", "sight.c"],
+    "init": ["init.c", "etc.c", "filter.c", "namespace.c", "network.c", "run.c", "session.c", "sight.c"],
     "microvm": ["microvm.c"],
 }
 FLAGS = ("-std=c11", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror")

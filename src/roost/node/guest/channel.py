@@ -224,12 +224,15 @@ class Guest(asyncio.Protocol):
     async def prepare(self) -> None:
         await self._request(lambda id: [frames.prepare(id)])
 
-    async def attach(self, hostname: str, sight: Sight) -> None:
+    async def attach(self, hostname: str, sight: Sight, again: bool = False) -> None:
         try:
-            await self._request(lambda id: [frames.attach(id, hostname, sight)])
+            await self._request(lambda id: [frames.attach(id, hostname, sight, again)])
         except GuestRefused as refusal:
             cure = "if other images fail as well, `sudo roost doctor` does the same and names the cure"
             raise GuestRefused(f"its root file system cannot be entered: {refusal}; {cure}", refusal.number) from None
+
+    async def write_own(self, path: str, mode: int, data: bytes) -> None:
+        await self._request(lambda id: [frames.write_own(id, path, mode, data)])
 
     async def write_file(self, path: str, mode: int, data: bytes) -> None:
         await self._request(lambda id: list(frames.write_file(id, path, mode, data)))

@@ -16,6 +16,8 @@ STDIN_WINDOW = 64 * 1024
 MAX_PROCESS_ID = 2**31 - 1  # above are the node's numbers of its other requests
 OUTPUT_WINDOW = 128 * 1024  # bytes that a process may have sent and not had acknowledged
 
+HOSTNAME = "\x01"  # in what `write_own` writes
+
 HEADER = struct.Struct("<IBBHI")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -258,9 +260,16 @@ class Sight:
     on: Sequence[int] = ()
 
 
-def attach(id: int, hostname: str, sight: Sight) -> bytes:
+def attach(id: int, hostname: str, sight: Sight, again: bool = False) -> bytes:
+    """`again`: it begins with an earlier sandbox's files; then an edited /etc/hostname counts more than `hostname`."""
     on = ",".join(map(str, sight.on))
-    return _frame(ToGuest.ATTACH, id, _words([hostname, str(sight.memory_bytes), str(sight.cpus), on]))
+    words = [hostname, str(sight.memory_bytes), str(sight.cpus), on, str(int(again))]
+    return _frame(ToGuest.ATTACH, id, _words(words))
+
+
+def write_own(id: int, path: str, mode: int, data: bytes) -> bytes:
+    """A short file, unless it was edited since an earlier sandbox wrote it so. HOSTNAME in it becomes the host name."""
+    return _frame(ToGuest.WRITE_FILE, id, _U32.pack(mode) + _words([path]) + data, detail=2)
 
 
 def write_file(id: int, path: str, mode: int, data: bytes) -> Iterator[bytes]:

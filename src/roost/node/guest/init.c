@@ -31,6 +31,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "etc.h"
 #include "fail.h"
 #include "filter.h"
 #include "namespace.h"
@@ -51,6 +52,7 @@ enum from_node { HELLO = 1, NETWORK, ATTACH, WRITE_FILE, EXEC, STDIN, ACK, SIGNA
 enum to_node { IS_HELLO = 64, IS_PROCESS, DONE, FAILED, STARTED, OUTPUT, EXITED, STDIN_TAKEN, PONG, STDIN_STATE };
 enum { EXEC_PTY = 1, EXEC_STDIN = 2, EXEC_END_SESSION = 4, EXEC_AS_FIRST = 8 };
 enum { STDOUT = 1, STDERR = 2 };
+enum { WRITE_NEW, WRITE_MORE, WRITE_OWN };
 
 struct bytes { uint8_t *data; size_t length, capacity; };
 
@@ -72,7 +74,7 @@ struct process {
     int stdin_ends;
 };
 
-static int events, signals, connection = -1, attached;
+static int events, signals, connection = -1, attached, begins_again;
 static struct process *processes;
 static int process_count;
 static uint8_t received[HEADER + MAX_IN];
@@ -237,7 +239,7 @@ static int drop_capabilities(void) {
     return 0;
 }
 
-/* hostname, bytes of memory, processors to show, and those to run on (see sight.h) */
+/* hostname, bytes of memory, processors to show, those to run on (see sight.h), 1 where it begins with a sandbox's files */
 static int attach(char **word) {
     const char *hostname = word[0];
     static const char *const moved[] = {"proc", "dev", "sys"};
@@ -260,6 +262,8 @@ static int attach(char **word) {
     if (chdir("/")) return fail("chdir /");
     if (mount("tmpfs", "/run/roost", "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,mode=0711")) return fail("/run/roost"); /* the script is whose user it runs as */
     if (mkdir("/run/roost/tools", 0700)) return fail("/run/roost/tools"); /* what the node brings along (tools.py) */
+    begins_again = *word[4] == '1';
+    if (begins_again && edited_hostname()) hostname = edited_hostname();
     if (*hostname && sethostname(hostname, strlen(hostname))) return fail("sethostname");
     if (begin_sight(strtoull(word[1], NULL, 10), atoi(word[2]), word[3])) return fail("what the sandbox sees of itself");
     if (drop_capabilities() || enter_filter()) return -1;
@@ -268,6 +272,18 @@ static int attach(char **word) {
 }
 
 /* ---- files ---- */
+
+/* In what the node writes a byte of 1 stands for the host name, which it may not know. */
+static size_t put_hostname(const uint8_t *data, size_t length, uint8_t *to, size_t size) {
+    char name[65] = "";
+    size_t n = 0;
+    gethostname(name, sizeof name - 1);
+    for (size_t i = 0; i < length && n + sizeof name < size; i++) {
+        if (data[i] != 1) to[n++] = data[i];
+        else n += strlen(strcpy((char *)to + n, name));
+    }
+    return n;
+}
 
 static int write_file(const char *path, int append, mode_t mode, const uint8_t *data, size_t length) {
     if (!append && unlink(path) && errno != ENOENT) return fail(path); /* never through a link that the image left */
@@ -284,6 +300,14 @@ static int write_file(const char *path, int append, mode_t mode, const uint8_t *
     if (result) fail(path);
     close(fd);
     return result;
+}
+
+/* At the start of a sandbox that begins with another's files, what somebody edited stays. */
+static int write_own(const char *path, mode_t mode, const uint8_t *data, size_t length) {
+    uint8_t text[8192];
+    if (begins_again && is_edited(path)) return 0;
+    if (write_file(path, 0, mode, text, put_hostname(data, length, text, sizeof text))) return -1;
+    return mark_written(path) && errno != ENOTSUP ? fail(path) : 0;
 }
 
 /* ---- processes ---- */
@@ -648,7 +672,7 @@ static int obey(int type, int detail, uint32_t id, uint8_t *payload, size_t leng
         return 0;
     }
     case ATTACH:
-        if (split_words(payload, length, word, 4) != 4 || atoi(word[2]) < 1) return -1;
+        if (split_words(payload, length, word, 5) != 5 || atoi(word[2]) < 1) return -1;
         answer(id, attach(word));
         return 0;
     case PREPARE: answer(id, attached ? (errno = EBUSY, fail("prepare")) : prepare_sight() ? fail("prepare") : 0); return 0;
@@ -656,7 +680,9 @@ static int obey(int type, int detail, uint32_t id, uint8_t *payload, size_t leng
         uint8_t *end = length > 4 ? memchr(payload + 4, 0, length - 4) : NULL;
         if (!end) return -1;
         size_t head = end + 1 - payload;
-        answer(id, write_file((char *)payload + 4, detail, get32(payload), payload + head, length - head));
+        answer(id, detail == WRITE_OWN
+            ? write_own((char *)payload + 4, get32(payload), payload + head, length - head)
+            : write_file((char *)payload + 4, detail, get32(payload), payload + head, length - head));
         return 0;
     }
     case EXEC: execute(id, payload, length); return 0;

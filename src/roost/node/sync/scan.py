@@ -31,6 +31,7 @@ BATCH = 512  # names in one record of the file
 CLOCK = 20_000_000  # ns; the kernel's time stamps are this coarse at worst
 NOBODY = xattrs.NOBODY
 REMARKS = 100
+VOLATILE = (b"run",)  # directories whose content belongs to a running system, and is not saved
 MOVED = "trusted.overlay.redirect"
 MAGIC = b"roost scan 1\n"
 
@@ -245,9 +246,13 @@ class Look:
             if device is not None and state.st_dev != device:
                 self._leave(descent, stack)
                 continue
-            moved = self._is_moved(inner)
-            yield self._directory(key, state, inner, moved)
-            if moved:
+            volatile = key in VOLATILE
+            moved = not volatile and self._is_moved(inner)
+            seen = self._directory(key, state, inner, moved or volatile)
+            yield _shown(seen) if volatile else seen
+            if volatile:
+                self._leave(descent, stack)
+            elif moved:
                 yield from self._walk_moved(key, depth + len(stack))
                 self._leave(descent, stack)
             else:
@@ -413,6 +418,11 @@ class _Draining(list[str]):
     def __iter__(self) -> Iterator[str]:
         while self:
             yield self.pop()
+
+
+def _shown(seen: Seen) -> Seen:
+    """With what lies below it."""
+    return msgspec.structs.replace(seen, entry=msgspec.structs.replace(seen.entry, opaque=False))
 
 
 def _entered(directory: int, name: str) -> int:
