@@ -31,6 +31,7 @@ ELSEWHERE = {
     "roost team": "tests/cli/test_login.py",
     "sudo roost up --oidc-issuer": "tests/e2e/test_login.py",
     "  --oidc-client-secret": "tests/e2e/test_login.py",
+    ".venv/bin/roost image pull": "tests/e2e/test_image_default.py",
     "claude mcp add": "tests/e2e/test_mcp.py",
     "roost mcp --http": "tests/e2e/test_mcp.py",
     "pip install .": "tests/test_up.py",
@@ -82,7 +83,7 @@ GUIDES = {
         },
     ),
 }
-OWN_TESTS = ("cli", "cron", "jobs-api", "microvms", "node", "shell", "skill", "ssh", "tls", "urls", "usage")
+OWN_TESTS = ("cli", "cron", "images", "jobs-api", "microvms", "node", "shell", "skill", "ssh", "tls", "urls", "usage")
 
 
 @pytest.fixture(scope="module")
