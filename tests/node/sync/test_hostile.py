@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from roost.errors import RoostError
 from roost.node.sync import Layer, Revision, Vault, check, restore, revision, save
-from roost.node.sync.entry import Entry, record
+from roost.node.sync.entry import MAX_DEPTH, Entry, record
 from roost.node.sync.index import Block, Index, Pack, encode_index
 from roost.node.sync.manifest import Page, Writer, decoded_group, decoded_page
 from roost.node.sync.pack import Packer
@@ -62,7 +62,7 @@ FORGERIES: dict[str, Callable[[Packer], list[Entry]]] = {
     "a device": lambda p: [ROOT, Entry(b"a", "b", 0o600)],  # type: ignore[arg-type]
     "an owner outside": lambda p: [ROOT, Entry(b"a", "d", 0o755, uid=2**31)],
     "a mode with a type": lambda p: [ROOT, Entry(b"a", "d", 0o140755)],
-    "too deep": lambda p: [ROOT] + [Entry(b"\0".join([b"d"] * n), "d", 0o755) for n in range(1, 1100)],
+    "too deep": lambda p: [ROOT, Entry(b"\0".join([b"d"] * (MAX_DEPTH + 1)), "d", 0o755)],
     "more bytes than chunks": lambda p: [ROOT, Entry(b"a", "f", size=9, content=record(p.add(b"data"), 4))],
     "fewer bytes than chunks": lambda p: [ROOT, Entry(b"a", "f", size=2, content=record(p.add(b"data"), 4))],
     "a chunk of another size": lambda p: [ROOT, Entry(b"a", "f", size=9, content=record(p.add(b"data"), 9))],
