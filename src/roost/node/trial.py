@@ -20,6 +20,7 @@ from pathlib import Path
 
 from roost import instance, linux
 from roost.errors import RoostError, SetupMissing, reason
+from roost.events import write_events
 from roost.instance import Instance
 from roost.node import daemon, delegation
 from roost.node import member as members
@@ -261,6 +262,7 @@ def _say(name: str, verdict: str, detail: str, cure: str) -> None:
 
 
 def main(home: Path, images: Path, runtime: str | None) -> None:
+    write_events("doctor")  # on standard error: the output is the findings'
     sweep_dead(home, images, runtime)
     state = Path(tempfile.mkdtemp(prefix=PREFIX, dir=home))
     try:
