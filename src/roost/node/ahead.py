@@ -54,6 +54,10 @@ def copy_ahead(disk: Disk, lowers: Sequence[Path], first_id: int, room: int) -> 
     return total
 
 
+def is_ahead(disk: Disk) -> bool:
+    return _note(disk).exists()
+
+
 def drop_unchanged(disk: Disk) -> None:
     """Of what was copied. Before anything else changes the disk's files; may be repeated."""
     note = _note(disk)

@@ -121,7 +121,7 @@ class Disk:
     def hold(self, held: int) -> int:
         """Let it seem to hold so many bytes already, less where FLOOR would not be left free; how many it does."""
         possible = min(held, self.free - FLOOR)
-        if possible <= 0:
+        if possible <= 0 or not self.mountpoint.is_mount():
             return 0
         fd = os.open(self.ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -20,7 +20,7 @@ import structlog
 from roost import ids
 from roost.clock import now_ns
 from roost.errors import Conflict, MachineFault, NoCapacity, RoostError, condition_of, reason
-from roost.node.ahead import copy_ahead
+from roost.node.ahead import copy_ahead, is_ahead
 from roost.node.capture import Capture
 from roost.node.disk import FLOOR, GIB, Disk
 from roost.node.freezer import Freezer
@@ -161,6 +161,7 @@ class Sandbox:
         self._stopped_before = record.stop is not None  # by an earlier node, which may have sent TERM already
         self._life: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
+        self._holding: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._end_save_begun = False
         self._freezer: Freezer | None = None
@@ -181,7 +182,11 @@ class Sandbox:
         for attempt in range(TRIES):
             member = await self._pool.take()
             try:
-                await self._begin(member, request, resolvers)
+                try:
+                    await self._begin(member, request, resolvers)
+                except BaseException:
+                    await self._held()
+                    raise
                 return
             except GuestRefused as refusal:
                 if refusal.number in EXHAUSTED:
@@ -218,8 +223,9 @@ class Sandbox:
         tools = await asyncio.to_thread(microvm) if request.tools else []
         config = self.config
         command = script_command(request.script, request.environment, config, request.input)
+        if held:
+            self._holding = asyncio.create_task(self._hold(member.disk, held))
         *_, self._script = await asyncio.gather(  # asked in this order, and obeyed in it
-            self._hold(member.disk, held),
             guest.attach(hostname, member.sight, request.start_from is not None),
             guest.write_file(SCRIPT, 0o755 if config.uid else 0o700, request.script),
             guest.write_own("/etc/resolv.conf", 0o644, resolver_file(resolvers)),
@@ -251,12 +257,16 @@ class Sandbox:
             return lower.size
 
     async def _hold(self, disk: Disk, held: int) -> None:
-        """Beside the guest's own beginning, which takes as long: a fork costs no more for it."""
-        if held:
-            try:
-                await asyncio.to_thread(disk.hold, held)
-            except OSError as error:  # it has more room than it should: no reason to end a script that runs
-                log.error("disk.unheld", id=self.id, error=str(error))
+        """Beside the guest's own beginning, which takes as long; nobody waits for it."""
+        try:
+            await asyncio.to_thread(disk.hold, held)
+        except OSError as error:  # it has more room than it should: no reason to end a script that runs
+            log.error("disk.unheld", id=self.id, error=str(error))
+
+    async def _held(self) -> None:
+        """Before its disk is unmounted: what is below the mount point is the machine's."""
+        if self._holding:
+            await asyncio.gather(self._holding, return_exceptions=True)
 
     def _warn_of_little_room(self, held: int) -> None:
         if held > self.limits.disk_gb * GIB - FLOOR:
@@ -275,6 +285,8 @@ class Sandbox:
             return False
         self.member = member
         self._freezer = Freezer(member, self.state.frozen, self._write_frozen)
+        if self._lower and self._lower.size and not (member.disk.ballast.exists() or is_ahead(member.disk)):
+            self._holding = asyncio.create_task(self._hold(member.disk, self._lower.size))  # a kill was faster
         if self.record.metered:
             self._meter = Meter(member.cgroup, member.site.interface, self.record.metered)
             self._meter.look(self.state.frozen)
@@ -422,6 +434,7 @@ class Sandbox:
             self._syncing.cancel()
             await asyncio.gather(self._syncing, return_exceptions=True)
         await self._leave_alone()
+        await self._held()
         member = self.member
         if member and self.record.save and self.state.started_ns is not None:
             self._end_save_begun = True
@@ -617,7 +630,7 @@ class Sandbox:
 
     async def let_go(self) -> None:
         """The node goes, the sandbox stays for the next one."""
-        for task in (self._life, self._syncing):
+        for task in (self._life, self._syncing, self._holding):
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
