@@ -44,7 +44,7 @@ class Excess:
             for sandbox in living.values():
                 self._count_forks(sandbox)
             self._forget_others(set(living))
-            if living and tcp_share() > TCP_FULL:
+            if living and not self._ending and tcp_share() > TCP_FULL:  # what one gives back is seen once it has gone
                 self._end(max(living.values(), key=connections), TCP_REASON)
 
     def _count_forks(self, sandbox: Sandbox) -> None:
@@ -77,16 +77,16 @@ def tcp_share(proc: Path = PROC) -> float:
     return _word(proc / "net/sockstat", "TCP:", "mem") / most
 
 
-def connections(sandbox: Sandbox, proc: Path = PROC) -> int:
-    """TCP sockets inside, also those that nobody has accepted."""
-    if not sandbox.member:
-        return 0
+def connections(sandbox: Sandbox) -> int:
     with contextlib.suppress(OSError):  # it has ended
-        return sum(_word(proc / f"{sandbox.member.pid}/net/{file}", kind, "inuse") for file, kind in _INUSE)
+        return sockets_of(sandbox.member.pid) if sandbox.member else 0
     return 0
 
 
-_INUSE = (("sockstat", "TCP:"), ("sockstat6", "TCP6:"))
+def sockets_of(pid: int) -> int:
+    """TCP sockets in a process's network namespace, also those that nobody has accepted. Raises OSError."""
+    net = PROC / f"{pid}/net"
+    return _word(net / "sockstat", "TCP:", "inuse") + _word(net / "sockstat6", "TCP6:", "inuse")
 
 
 def _word(file: Path, line: str, name: str) -> int:
