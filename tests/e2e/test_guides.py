@@ -22,6 +22,7 @@ ELSEWHERE = {
     "make run": "tests/test_up.py",
     "make test-fast": "itself",
     "make test ": "itself",
+    "make test-machines": "itself",
     "make bench": "bench",
     "sudo make run": "tests/test_up.py",
     "sudo .venv/bin/roost up": "tests/test_up.py",

@@ -14,6 +14,7 @@ import pytest
 from roost import handouts
 from tests.e2e.conftest import an_instance
 from tests.e2e.instance import PROGRAM, RunningRoost, clean_environment, eventually
+from tests.e2e.test_clients import interpreter
 
 # what stands for something in the skill's table -> what is put there
 FILLED = {
@@ -70,6 +71,14 @@ def test_the_lines_of_llms_txt(user: User) -> None:
     printed = user.runs(commands)
     assert "hello" in printed and "Linux" in printed and "http" in printed
     assert "request_id" in json.loads(user.runs(curl))
+
+
+@pytest.mark.timeout(300)
+def test_the_program_that_readme_shows_for_the_official_client(user: User) -> None:
+    (program,) = blocks((Path(__file__).parents[2] / "README.md").read_text(), "python")
+    program = program.replace("http://127.0.0.1:8484", user.roost.api.url)
+    printed = user.runs(shlex.join([str(interpreter("1.3.8")), "-c", f"TOKEN = {user.roost.api.token!r}\n{program}"]))
+    assert "Hello, world!" in printed
 
 
 @pytest.mark.timeout(300)
