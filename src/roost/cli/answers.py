@@ -8,6 +8,7 @@ for both, where a command ends with the status of something else (`Carrying`).
 
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ COLOURS = {
     "running": "green", "completed": "green", "ok": "green", "sleeping": "cyan", "stopped": "cyan", "pending": "yellow",
     "creating": "yellow", "starting": "yellow", "error": "red", "failed": "red", "missing": "red",
 }  # fmt: skip
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 OUR_FAILURE = 125  # as docker's: of such a command, what went wrong before or beside that status
 
 
@@ -100,7 +102,7 @@ def coloured() -> bool:
 
 def short(id: str) -> str:
     """On a terminal as much of an id as people type; every command takes that."""
-    return word(id)[:SHORT] if on_terminal() else word(id)
+    return word(id)[:SHORT] if on_terminal() and _UUID.fullmatch(id) else word(id)
 
 
 def width(text: str) -> int:

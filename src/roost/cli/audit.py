@@ -4,8 +4,9 @@ import urllib.parse
 
 import click
 
-from roost.cli.answers import as_json, print_json, print_table, word
+from roost.cli.answers import as_json, print_json, print_table
 from roost.cli.connection import Api, api_options
+from roost.cli.times import cells
 
 MOST = 1000
 
@@ -26,5 +27,5 @@ def audit(api: Api, action: str, actor: str, resource: str, days: int | None, li
     if raw:
         return print_json(answer)
     keys = ("at", "actor", "action", "resource", "address", "status")
-    rows = [[word(one[key]) for key in keys] for one in answer["entries"]]
+    rows = [cells(one, keys) for one in answer["entries"]]
     return print_table(["AT", "ACTOR", "ACTION", "RESOURCE", "FROM", "STATUS"], rows)

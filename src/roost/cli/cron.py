@@ -8,6 +8,7 @@ from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.jobs import read_script, submission
 from roost.cli.names import WORKSPACE
+from roost.cli.times import cells
 from roost.cli.wording import note
 
 CRONS = "/api/v1/mags-cron"
@@ -55,7 +56,7 @@ def list_crons(api: Api, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("id", "name", "cron_expression", "timezone", "workspace_id", "enabled", "next_run_at", "last_status")
-    rows = [[word(one.get(key)) for key in keys] for one in answer["cron_jobs"]]
+    rows = [cells(one, keys) for one in answer["cron_jobs"]]
     return print_table(["ID", "NAME", "SCHEDULE", "ZONE", "WORKSPACE", "ENABLED", "NEXT", "LAST"], rows)
 
 
@@ -98,7 +99,7 @@ def runs(api: Api, id: str, limit: int, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("scheduled_at", "status", "exit_code", "request_id", "exec_id", "reason")
-    rows = [[word(one.get(key)) for key in keys] for one in answer["runs"]]
+    rows = [cells(one, keys) for one in answer["runs"]]
     return print_table(["SCHEDULED", "STATUS", "EXIT", "JOB", "EXEC", "REASON"], rows)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 
-from roost.cli.answers import Carrying, as_json, print_json, print_table, word
+from roost.cli.answers import Carrying, as_json, print_json, print_table
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB
 from roost.cli.paths import path_of
 from roost.cli.starting import FINAL, started, submitted, waited_for
+from roost.cli.times import cells
 from roost.cli.wording import note
 from roost.errors import Invalid, NotFound, SetupMissing
 
@@ -169,9 +170,7 @@ def list_keys(api: Api, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("id", "type", "fingerprint", "last_used_at", "name")
-    print_table(
-        ["ID", "TYPE", "FINGERPRINT", "LAST USED", "NAME"], [[word(k.get(x)) for x in keys] for k in answer["keys"]]
-    )
+    print_table(["ID", "TYPE", "FINGERPRINT", "LAST USED", "NAME"], [cells(key, keys) for key in answer["keys"]])
     return None
 
 

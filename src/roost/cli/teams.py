@@ -10,6 +10,7 @@ import click
 from roost import logins
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import MAX_ANSWER, Api, Interrupted, Json, api_options
+from roost.cli.times import cells
 from roost.errors import RoostError
 from roost.logins import Login
 
@@ -62,7 +63,7 @@ def members(api: Api, team: str | None, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("user", "email", "role", "disabled", "since")
-    rows = [[word(one[key]) for key in keys] for one in answer["members"]]
+    rows = [cells(one, keys) for one in answer["members"]]
     return print_table(["USER", "EMAIL", "ROLE", "DISABLED", "SINCE"], rows)
 
 

@@ -7,6 +7,7 @@ import click
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.jobs import pairs_of, read_script
+from roost.cli.times import cells
 
 TEMPLATES = "/api/v1/job-templates"
 SCHEDULES = "/api/v1/schedules"
@@ -83,7 +84,7 @@ def revisions(api: Api, id: str, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("revision", "created_at", "created_by", "comment")
-    rows = [[word(one.get(key)) for key in keys] for one in answer["revisions"]]
+    rows = [cells(one, keys) for one in answer["revisions"]]
     return print_table(["REVISION", "CREATED", "BY", "COMMENT"], rows)
 
 
@@ -151,7 +152,7 @@ def list_schedules(api: Api, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("id", "job_name", "cron", "timezone", "enabled", "next_run_at", "last_status")
-    rows = [[word(one.get(key)) for key in keys] for one in answer["schedules"]]
+    rows = [cells(one, keys) for one in answer["schedules"]]
     return print_table(["ID", "JOB", "SCHEDULE", "ZONE", "ENABLED", "NEXT", "LAST"], rows)
 
 
@@ -183,7 +184,7 @@ def runs(api: Api, id: str, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("scheduled_at", "status", "request_id", "exit_code", "reason")
-    rows = [[word(one.get(key)) for key in keys] for one in answer["runs"]]
+    rows = [cells(one, keys) for one in answer["runs"]]
     return print_table(["TIME", "STATUS", "JOB", "EXIT", "REASON"], rows)
 
 

@@ -1,12 +1,15 @@
 """Points in time as people give and read them: `10m` ago, `3 hours ago`."""
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import click
 
-from roost.cli.answers import on_terminal, word
+from roost.cli.answers import on_terminal, short, word
+from roost.cli.connection import Json
 
+INSTANTS = ("at", "since", "last_used")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _STEPS = (("year", 31_536_000), ("month", 2_592_000), ("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
@@ -39,6 +42,17 @@ def told(instant: str | None) -> str:
         return relative(datetime.fromisoformat(instant), datetime.now(UTC))
     except ValueError:
         return word(instant)
+
+
+def cells(record: Json, keys: Iterable[str]) -> list[str]:
+    """A row of a list: instants as ages and ids short, where that is for people."""
+    return [_cell(key, record.get(key)) for key in keys]
+
+
+def _cell(key: str, value: Json) -> str:
+    if isinstance(value, str) and (key.endswith("_at") or key in INSTANTS):
+        return told(value)
+    return short(value) if isinstance(value, str) and (key == "id" or key.endswith("_id")) else word(value)
 
 
 def relative(instant: datetime, now: datetime) -> str:

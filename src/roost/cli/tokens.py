@@ -5,8 +5,9 @@ import urllib.parse
 
 import click
 
-from roost.cli.answers import as_json, print_json, print_table, word
+from roost.cli.answers import as_json, print_json, print_table
 from roost.cli.connection import Api, api_options
+from roost.cli.times import cells
 from roost.cli.wording import note
 
 TOKENS = "/api/v1/tokens"
@@ -58,7 +59,7 @@ def list_tokens(api: Api, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("id", "name", "scope", "created_by", "created_at", "expires_at", "last_used_at")
-    rows = [[word(one[key]) for key in keys] for one in answer["tokens"]]
+    rows = [cells(one, keys) for one in answer["tokens"]]
     return print_table(["ID", "NAME", "SCOPE", "BY", "CREATED", "EXPIRES", "USED"], rows)
 
 

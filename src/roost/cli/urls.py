@@ -9,6 +9,7 @@ from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
 from roost.cli.names import JOB, WORKSPACE
 from roost.cli.paths import path_of
+from roost.cli.times import cells
 from roost.cli.wording import note
 from roost.errors import Invalid
 
@@ -109,7 +110,7 @@ def list_aliases(api: Api, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("url", "workspace_id", "port", "access", "created_at")
-    rows = [[word(one[key]) for key in keys] for one in answer["aliases"]]
+    rows = [cells(one, keys) for one in answer["aliases"]]
     return print_table(["URL", "WORKSPACE", "PORT", "ACCESS", "CREATED"], rows)
 
 

@@ -7,6 +7,7 @@ import click
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, api_options
+from roost.cli.times import cells
 from roost.cli.wording import note
 from roost.errors import Invalid
 
@@ -47,7 +48,7 @@ def list_users(api: Api, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("name", "email", "has_password", "disabled", "created_at", "last_login_at")
-    rows = [[word(one[key]) for key in keys] for one in answer["users"]]
+    rows = [cells(one, keys) for one in answer["users"]]
     return print_table(["NAME", "EMAIL", "PASSWORD", "DISABLED", "CREATED", "LOGIN"], rows)
 
 

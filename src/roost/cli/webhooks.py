@@ -6,6 +6,7 @@ import click
 
 from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Json, api_options
+from roost.cli.times import cells
 from roost.cli.wording import note
 
 WEBHOOKS = "/api/v1/webhooks"
@@ -108,7 +109,7 @@ def deliveries(api: Api, id: str, status: str | None, raw: bool) -> None:
     if raw:
         return print_json(answer)
     keys = ("id", "type", "status", "attempts", "created_at", "error")
-    rows = [[word(one.get(key)) for key in keys] for one in answer["deliveries"]]
+    rows = [cells(one, keys) for one in answer["deliveries"]]
     return print_table(["ID", "TYPE", "STATUS", "ATTEMPTS", "CREATED", "ERROR"], rows)
 
 

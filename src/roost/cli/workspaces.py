@@ -14,6 +14,7 @@ from roost.cli.answers import as_json, print_json, print_table, word
 from roost.cli.connection import Api, Interrupted, Json, api_options
 from roost.cli.names import JOB, WORKSPACE
 from roost.cli.paths import path_of
+from roost.cli.times import told
 from roost.errors import Invalid, RoostError
 
 WORKSPACES = "/api/v1/mags-workspaces"
@@ -40,7 +41,7 @@ def list_workspaces(api: Api, raw: bool) -> None:
         [
             word(one["workspace_id"]),
             f"{one['job_count']}",
-            one["last_used"],
+            told(one["last_used"]),
             "yes" if one["has_active"] else "no",
             "object store" if one["persistent"] else "this node",
         ]
@@ -80,7 +81,7 @@ def revisions(api: Api, name: str, page: int, raw: bool) -> None:
     if raw:
         return print_json(answer)
     rows = [
-        ["*" if one["head"] else " ", one["revision"], one["created_at"], _megabytes(one["size"]), _maker(one)]
+        ["*" if one["head"] else " ", one["revision"], told(one["created_at"]), _megabytes(one["size"]), _maker(one)]
         for one in answer["revisions"]
     ]
     print_table([" ", "REVISION", "CREATED", "SIZE", "MADE BY"], rows)
