@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from roost.cli.machine import node_image
 from roost.errors import Invalid, NotFound, SetupMissing
-from roost.node.images import ImageStore, build
+from roost.node.images import ImageStore, build, npm
 from roost.node.images.sources import KEYRINGS, Host, Source, choose, deb822_sources, one_line_sources
 from roost.node.protocol import BuildImage, Image
 
@@ -118,6 +118,24 @@ def test_an_image_is_built_anew_only_where_its_definition_has_changed(
         monkeypatch.setattr(ImageStore, "list", lambda _, there=there: [there] if there else [])
         CliRunner().invoke(node_image, ["ensure", "standard", "--images", str(tmp_path)], catch_exceptions=False)
         assert built == (["standard"] if builds else []), there
+
+
+async def test_npm_is_left_out_where_its_registry_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(npm, "URL", "http://127.0.0.1:9/npm.tgz")
+    assert await npm.fetch("bookworm", said.append) is None
+    assert said[0].startswith("leaving npm out")
+    assert await npm.fetch("jammy", said.append) is None, "its Node is too old"
+
+
+async def test_another_archive_than_that_of_the_digest_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    (tmp_path / "npm.tgz").write_bytes(b"other")
+    monkeypatch.setattr(npm, "URL", (tmp_path / "npm.tgz").as_uri())
+    assert await npm.fetch("bookworm", said.append) is None
+    assert "has other bytes" in said[0]
 
 
 async def test_what_is_no_package_or_suite_is_refused(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ async def build(request: BuildImage, target: Path, progress: Callable[[str], Non
             raise Invalid(f"{package!r} is not a package name")
     origin = choose(request.suite, Host.read())
     archive = await npm.fetch(origin.suite, progress)
-    packages = sorted({*PACKAGES, *request.packages, *(() if archive else ("npm",))})
+    packages = sorted({*PACKAGES, *request.packages})
     mirrors = ", ".join(source.uri for source in origin.sources)
     progress(f"building {origin.distribution} {origin.suite} with {' '.join(packages)} from {mirrors}")
     await _bootstrap(origin, packages, target, progress)

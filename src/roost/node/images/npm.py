@@ -1,7 +1,7 @@
 """npm as its authors publish it: Debian's package comes with 370 others, which triple an image's size and time.
 
 One archive from npm's registry, known by its digest, made a package `npm`, so that `apt-get install npm` finds it
-there. Where the registry cannot be reached, or the distribution's Node is too old, the distribution's is taken instead.
+there. Where the registry cannot be reached, or the distribution's Node is too old, the image has none: `apk add npm`.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ INSTALL = f"dpkg-deb --root-owner-group --build {BUILD} {BUILD}.deb && dpkg --in
 
 
 async def fetch(suite: str, progress: Callable[[str], None]) -> bytes | None:
-    """The archive; None where the distribution's package has to do."""
+    """The archive; None where it cannot be had, or is of no use."""
     if suite not in SUITES:
         return None
     try:
         return await asyncio.to_thread(_fetch)
     except OSError as error:
-        progress(f"npm cannot be fetched from its registry ({error}): taking the distribution's, which takes longer")
+        progress(f"leaving npm out, which cannot be fetched from its registry: {error}")
         return None
 
 
