@@ -75,8 +75,8 @@ async def test_what_lasts_is_told_as_the_machines_fault_and_what_may_pass_is_wai
 
 
 async def test_a_start_for_which_the_machine_has_run_out_of_something_waits(node: RealNode) -> None:
-    """Here of processes for guest init's own thread; it may be the kernel's memory for filters, or mounts."""
-    with pytest.raises(NoCapacity, match="supervisor: Resource temporarily unavailable"):
+    """Here of processes for what guest init itself starts; it may be the kernel's memory for filters, or mounts."""
+    with pytest.raises(NoCapacity, match="Resource temporarily unavailable"):
         await node.box(limits=Limits(vcpus=1, memory_mb=64, disk_gb=1, pids=1, timeout_seconds=0))
     await until_nobody_is_busy(node)
     await (await node.box()).stop()
