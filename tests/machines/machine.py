@@ -1,6 +1,7 @@
 """A running machine: QEMU with a bare system on a disk that forgets, reached over SSH as an ordinary user would."""
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -211,9 +212,22 @@ def _hand_in(place: Path, suite: str, images: Path | None) -> None:
     )
     shutil.copytree(Path(__file__).parent, root / "machines", ignore=shutil.ignore_patterns("__pycache__"))
     if images is not None:
-        subprocess.run(["cp", "-a", images, root / "images"], check=True, timeout=300)
-    file_system(root, place / "handed-in.disk", "handed-in", "3G")
+        _standard_image(images, root / "images")
+    file_system(root, place / "handed-in.disk", "handed-in", "16G")
     shutil.rmtree(root)
+
+
+def _standard_image(images: Path, target: Path) -> None:
+    """A store that has what `make setup` built here, and nothing of what else is there."""
+    name = Path("names/standard.json")
+    if not (images / name).is_file():
+        return
+    content = Path("rootfs", json.loads((images / name).read_text())["content"])
+    for one in (name, content):
+        (target / one).parent.mkdir(parents=True)
+        subprocess.run(["cp", "-a", images / one, target / one], check=True, timeout=300)
+    for directory in (target, target / "names", target / "rootfs"):
+        directory.chmod(0o700)
 
 
 def quoted(*words: str) -> str:
