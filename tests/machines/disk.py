@@ -30,7 +30,7 @@ SYSTEM = (
     *("ca-certificates", "curl", "dbus", "git", "iproute2", "kmod", "libpam-systemd", "make", "netbase"),
     *("openssh-server", "procps", "python3", "sudo", "systemd", "systemd-sysv", "udev"),
 )
-LEFT_OUT = {"nftables", "rsync", "xz-utils"}  # `make run` installs these
+LEFT_OUT = {"nftables", "rsync"}  # `make run` installs these
 
 NETWORK = "[Match]\nType=ether\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\n[DHCPv4]\nClientIdentifier=mac\n"
 # What a run hands in is on a disk of its own, whose `setup` runs at each start before anybody can log in
@@ -127,6 +127,7 @@ def _build(origin: Origin, packages: list[str], place: Path) -> None:
 def _bootstrap(origin: Origin, packages: list[str], root: Path) -> None:
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", f"--include={','.join(packages)}"]
     command += [f"--aptopt={line}" for line in apt_options()]
+    command += ["--skip=cleanup/apt/lists"]  # as on a machine that was updated this week
     command += [origin.suite, f"{root}", "-"]
     # a private mount table: what maintainer scripts leave mounted ends with them
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *command]
