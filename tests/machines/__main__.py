@@ -88,6 +88,8 @@ class Run:
         ready.wait(self.rest())
         if ended.is_set() or not ready.is_set():
             raise MachineFailed(f"`{command}` did not become ready")
+        if any(text.startswith("the first job failed") for text in self.said):
+            raise MachineFailed("the first job failed")
         yield
         self.say("-- Ctrl-C")
         self.machine.told("sudo pkill -INT -of 'python.* -m roost.cli up'")
