@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from roost import AsyncRoost, Roost
-from roost.sdk import Invalid, JobFailed, RoostError
+from roost.sdk import Conflict, Invalid, JobFailed, RoostError
 from tests.e2e.instance import RunningRoost, clean_environment
 from tests.e2e.test_clients import PREAMBLE, program_with
 from tests.e2e.test_mags_program import DEVTOOLS
@@ -149,6 +149,11 @@ def test_images_are_listed_made_and_removed(client: Roost, probe_shell: bytes) -
     made = client.import_image(name, archive.getvalue(), steps=steps.append)
     assert (made["name"], bool(steps)) == (name, True)
     assert made in client.list_images()["images"]
+    assert client.choose_default_image(name) == {"name": name, "chosen": True, "installation": "standard"}
+    with pytest.raises(Conflict, match="default image of 1 account"):
+        client.remove_image(name)
+    client.choose_default_image(None)
+    assert client.default_image()["name"] == "standard"
     assert client.remove_image(name)["success"] is True
     with pytest.raises(Invalid, match="reference"):
         client.pull_image(name, " ")
