@@ -151,10 +151,8 @@ def time_is_limited(api: Api) -> None:
 def limits_hold_after_systemd_has_looked_at_its_groups_again(api: Api) -> None:
     job = standing(api, memory_mb=300)
     root("systemctl daemon-reload")
-    assert (
-        root(f"cat $(find /sys/fs/cgroup -type d -name 'roost-0-*')/memory.max | grep -cx {300 * 2**20}").strip() == "1"
-    )
-    cpus = root("cat $(find /sys/fs/cgroup -type d -name 'roost-0-*' | sed s,$,/cpu.max,)")
+    assert f"{300 * 2**20}" in controls("memory.max").split()
+    cpus = controls("cpu.max")
     assert re.search(r"^\d+ 100000$", cpus, re.MULTILINE), cpus
     api.stop(job)
 
