@@ -44,6 +44,15 @@ async def somebody(api: Api, name: str, role: str | None = None) -> AsyncIterato
         yield browser
 
 
+async def joined(owner: httpx.AsyncClient, guest: httpx.AsyncClient, name: str, account: str, role: str) -> None:
+    """The guest's user, called so, is invited to the account and accepts."""
+    invited = await owner.post("/members", json={"user": name, "role": role}, headers={"X-Roost-Account": account})
+    assert invited.status_code == 201, invited.text
+    # whichever account the guest has chosen: they are in their own
+    accepted = await guest.post(f"/invitations/{account}/accept", headers={"X-Roost-Account": name})
+    assert accepted.json() == {"name": account, "role": role, "current": False}, accepted.text
+
+
 @asynccontextmanager
 async def bearer(api: Api, token: str) -> AsyncIterator[httpx.AsyncClient]:
     async with a_browser(api, Authorization=f"Bearer {token}") as client:

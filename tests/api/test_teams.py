@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from tests.api.people import PASSWORD, a_browser, a_user, bearer, log_in, somebody
+from tests.api.people import PASSWORD, a_browser, a_user, bearer, joined, log_in, somebody
 from tests.api.test_tokens import PUBLIC_KEY, SCRIPT, made
 from tests.workspaces.conftest import JOBS, Api
 
@@ -29,7 +29,7 @@ async def test_a_team_from_its_making_to_a_members_end(api: Api) -> None:
         assert (await anna.post("/accounts", json={"name": "web"})).status_code == 409
         assert (await bert.get(JOBS, headers={"X-Roost-Account": "web"})).status_code == 404
         web = {"X-Roost-Account": "web"}
-        assert (await anna.post("/members", json={"user": "bert"}, headers=web)).status_code == 201
+        await joined(anna, bert, "bert", "web", "member")
         assert (await anna.post("/members", json={"user": "bert"}, headers=web)).status_code == 409
         assert (await anna.post("/members", json={"user": "nobody"}, headers=web)).status_code == 404
 
@@ -75,7 +75,7 @@ async def test_the_last_owner_stays_whoever_races(api: Api) -> None:
         refused = await anna.delete("/members/anna")
         assert refused.status_code == 409 and "last owner" in refused.text
         assert (await anna.patch("/members/anna", json={"role": "viewer"})).status_code == 409
-        assert (await anna.post("/members", json={"user": "bert", "role": "owner"})).status_code == 201
+        await joined(anna, bert, "bert", "web", "owner")
         left = await asyncio.gather(anna.delete("/members/anna"), bert.delete("/members/bert"))
         assert sorted(answer.status_code for answer in left)[0] == 200
         remaining = [one for one in (anna, bert) if (await one.get("/members")).status_code == 200]
@@ -84,19 +84,17 @@ async def test_the_last_owner_stays_whoever_races(api: Api) -> None:
 
 
 async def test_a_disabled_owner_is_no_owner_to_stay(api: Api) -> None:
-    async with somebody(api, "anna") as anna:
-        await a_user(api, "bert")
+    async with somebody(api, "anna") as anna, somebody(api, "bert") as bert:
         assert (await anna.post("/accounts", json={"name": "web"})).status_code == 201
         anna.headers["X-Roost-Account"] = "web"
-        assert (await anna.post("/members", json={"user": "bert", "role": "owner"})).status_code == 201
+        await joined(anna, bert, "bert", "web", "owner")
         await api.json("/users/bert", 200, "PATCH", json={"disabled": True})
         assert (await anna.delete("/members/anna")).status_code == 409
 
 
 async def test_ones_own_account_stays_ones_own(api: Api) -> None:
-    async with somebody(api, "anna") as anna:
-        await a_user(api, "bert")
-        assert (await anna.post("/members", json={"user": "bert", "role": "owner"})).status_code == 201
+    async with somebody(api, "anna") as anna, somebody(api, "bert") as bert:
+        await joined(anna, bert, "bert", "anna", "owner")
         refused = await anna.delete("/members/anna")
         assert refused.status_code == 409 and "stays its owner" in refused.text
 

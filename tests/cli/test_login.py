@@ -100,6 +100,18 @@ async def test_a_login_by_browser_from_its_beginning_to_its_end(home: Home) -> N
     assert json.loads(home.config.read_text())["account"] == "default"
     assert "anna, account default (member); may read, run;" in await home.roost("whoami")
     token = json.loads(home.config.read_text())["token"]
+
+    admin = ("--api-url", home.url, "--token", TOKEN)
+    await home.roost("team", "use", "anna")
+    await home.roost("team", "remove", "anna", *admin)
+    await home.roost("team", "add", "anna", *admin)
+    assert "default" in await home.roost("team", "invitations")
+    assert "not invited to 'default' any more" in await home.roost("team", "decline", "default")
+    await home.roost("team", "add", "anna", "--role", "viewer", *admin)
+    assert "default" not in await home.roost("team", "list")
+    assert "You are viewer of default; `roost team use default`" in await home.roost("team", "accept", "default")
+    assert "default" in await home.roost("team", "list")
+
     assert "Logged out" in await home.roost("logout")
     assert "not known" in await home.roost("whoami", "--api-url", home.url, "--token", token, status=1)
 
@@ -176,10 +188,19 @@ async def test_tokens_users_and_teams_from_the_command_line(home: Home) -> None:
     assert "bert" in await home.roost("user", "list", *api)
 
     assert "Account web made" in await home.roost("team", "create", "web", "--owner", "bert", *api)
-    assert "'bert' is viewer of 'default'" in await home.roost("team", "add", "bert", "--role", "viewer", *api)
+    assert "'bert' is invited to 'default' as viewer" in await home.roost(
+        "team", "add", "bert", "--role", "viewer", *api
+    )
+    assert "bert" in await home.roost("team", "invited", *api)
+    assert "bert" not in await home.roost("team", "members", *api)
+    assert "not invited to 'default' any more" in await home.roost("team", "withdraw", "bert", *api)
+    assert "bert" not in await home.roost("team", "invited", *api)
+    refused = await home.roost("team", "invitations", *api, status=1)
+    assert "only somebody who is logged in has invitations" in refused
+    await home.roost("user", "add", "carl", "--role", "viewer", *api)
     assert "viewer" in await home.roost("team", "members", *api)
-    assert "'bert' is member" in await home.roost("team", "role", "bert", "member", *api)
-    assert "no member" in await home.roost("team", "remove", "bert", *api)
+    assert "'carl' is member" in await home.roost("team", "role", "carl", "member", *api)
+    assert "no member" in await home.roost("team", "remove", "carl", *api)
     assert "speaks for the account 'default' alone" in await home.roost(
         "team", "members", "--team", "web", *api, status=1
     )

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from roost.accounts.devices import Devices
+from roost.accounts.invitations import Invitations
 from roost.accounts.members import Members
 from roost.accounts.oidc import Oidc, provider_of
 from roost.accounts.passwords import Passwords
@@ -21,6 +22,7 @@ class Identity:
     sessions: Sessions
     users: Users
     members: Members
+    invitations: Invitations
     devices: Devices
     oidc: Oidc | None  # None: there is no OpenID provider
 
@@ -37,4 +39,5 @@ def identity_of(
     users = Users(database, passwords or Passwords(), throttle, changed)
     provider = provider_of(settings, os.environ.get(OIDC_SECRET_VARIABLE))
     oidc = Oidc(provider, secret, users) if provider else None
-    return Identity(sessions, users, Members(database, changed), Devices(database, throttle), oidc)
+    members, invitations = Members(database, changed), Invitations(database, changed)
+    return Identity(sessions, users, members, invitations, Devices(database, throttle), oidc)

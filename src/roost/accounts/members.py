@@ -1,4 +1,4 @@
-"""Members of accounts. An account is a team: its owners decide who else is in it, and as what.
+"""Members of accounts. An account is a team: its owners invite others to it (`invitations`), and decide as what.
 
 An account always has an owner who is not disabled; a user's own account always has that user.
 """
@@ -15,7 +15,7 @@ from roost.accounts.tokens import Account
 from roost.accounts.users import User, named
 from roost.clock import now_ns
 from roost.db.database import Database
-from roost.db.schema import accounts, devices, members, sessions, ssh_keys, tokens, users
+from roost.db.schema import accounts, devices, invitations, members, sessions, ssh_keys, tokens, users
 from roost.errors import Conflict, NotFound
 
 ACCOUNTS_OF_USER = 100  # that one may make
@@ -92,15 +92,6 @@ class Members:
             row.created_ns, row.last_login_ns,
         )  # fmt: skip
 
-    async def add(self, account: Account, user: User, role: Role) -> None:
-        """Raises Conflict."""
-        row = insert(members).values(account_id=account.id, user_id=user.id, role=role, created_ns=now_ns())
-        try:
-            await self._database.write(row)
-        except IntegrityError:
-            raise Conflict(f"{user.name!r} is a member already; change the role instead") from None
-        self._changed()
-
     async def change(self, account: Account, user: User, role: Role) -> list[str]:
         """The ids of SSH keys that go with it, to close what they opened: viewers run nothing. Raises Conflict."""
         mine = _of(account.id, user.id)
@@ -108,7 +99,8 @@ class Members:
         keys = await self._keys(account.id, user.id) if role == "viewer" else []
         is_viewer = exists().where(*mine, members.c.role == "viewer")
         no_more = delete(ssh_keys).where(ssh_keys.c.account_id == account.id, ssh_keys.c.user_id == user.id, is_viewer)
-        done = await self._database.write(update(members).where(*mine, *allowed).values(role=role), no_more)
+        changed = update(members).where(*mine, *allowed).values(role=role)
+        done = await self._database.write(changed, no_more, _uninvited(account.id, user.id))
         self._changed()
         if not done[0].rows:
             raise Conflict(_needed(account, user))
@@ -131,6 +123,7 @@ class Members:
             delete(tokens).where(*theirs[tokens], tokens.c.roams.is_(False)),
             delete(devices).where(*theirs[devices]),
             delete(ssh_keys).where(*theirs[ssh_keys]),
+            _uninvited(account.id, user.id),
         )
         self._changed()
         if not done[0].rows:
@@ -144,6 +137,13 @@ class Members:
 
 def _of(account_id: int, user_id: int) -> tuple[Any, Any]:
     return members.c.account_id == account_id, members.c.user_id == user_id
+
+
+def _uninvited(account_id: int, user_id: int) -> Any:
+    """Ends what they have invited others by, unless they are an owner."""
+    is_owner = exists().where(*_of(account_id, user_id), members.c.role == "owner")
+    theirs = (invitations.c.account_id == account_id, invitations.c.invited_by == user_id)
+    return delete(invitations).where(*theirs, ~is_owner)
 
 
 def _dispensable(account_id: int, user_id: int) -> Any:

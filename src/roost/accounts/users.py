@@ -18,13 +18,16 @@ from roost.accounts.throttle import Throttle
 from roost.accounts.tokens import FIRST_ACCOUNT, Account
 from roost.clock import now_ns
 from roost.db.database import Database
-from roost.db.schema import accounts, devices, identities, members, sessions, ssh_keys, tokens, users
+from roost.db.schema import accounts, devices, identities, invitations, members, sessions, ssh_keys, tokens, users
 from roost.errors import Conflict, Invalid, NotFound, Unauthenticated
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EMAIL = re.compile(r"[^\s@<>\",;]{1,64}@[^\s@<>\",;]{1,190}")
 MADE_UP = 18  # random bytes of a password that nobody chose
 WRONG = "wrong user name or password"
+
+
+_SPEAKING = (sessions, tokens, devices, ssh_keys, invitations)  # for a user, or to them
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ class Users:
         keys = await self._database.read(select(ssh_keys.c.id).where(ssh_keys.c.user_id == user.id))
         await self._database.write(
             update(users).where(users.c.id == user.id).values(disabled_ns=func.coalesce(users.c.disabled_ns, now_ns())),
-            *(delete(table).where(table.c.user_id == user.id) for table in (sessions, tokens, devices, ssh_keys)),
+            *(delete(table).where(table.c.user_id == user.id) for table in _SPEAKING),
+            delete(invitations).where(invitations.c.invited_by == user.id),
         )
         self._changed()
         return [row.id for row in keys]

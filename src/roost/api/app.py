@@ -27,6 +27,7 @@ from roost.api import (
     execs,
     handouts,
     images,
+    invitations,
     login,
     login_pages,
     mags,
@@ -197,6 +198,11 @@ ROUTES = [
     members.create_account,  # POST /accounts
     members.list_members,  # GET   /members
     members.add_member,  #  POST   /members
+    members.list_invited,  # GET   /invited
+    members.withdraw_invitation,  # DELETE /invited/{user}
+    invitations.list_invitations,  # GET    /invitations
+    invitations.accept_invitation,  # POST   /invitations/{account}/accept
+    invitations.decline_invitation,  # DELETE /invitations/{account}
     members.change_member,  # PATCH /members/{user}
     members.remove_member,  # DELETE /members/{user}
 ]
@@ -229,7 +235,7 @@ def build(plane: ControlPlane, gateway: "Gateway | None" = None) -> Litestar:
     guards = [refuse_head, require_scope, require_known_query]
     api = Router("/api/v1", route_handlers=[*ROUTES], guards=guards, middleware=[audited, ended_with_its_token])
     pages = [login_pages.login_page, login_pages.log_in, login_pages.log_out]
-    pages += [login_pages.device_page, login_pages.decide_device]
+    pages += [login_pages.device_page, login_pages.decide_device, login_pages.decide_invitation]
     scraped = Router("/", route_handlers=[metrics.metrics], guards=[require_scope])
     app = Litestar(
         route_handlers=[api, scraped, *pages, about.openapi, about.docs, *HANDOUTS],

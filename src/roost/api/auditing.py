@@ -18,7 +18,7 @@ from roost.errors import StateUnwritable
 SAFE = ("GET", "HEAD", "OPTIONS")
 PREFIX = "/api/v1"
 OFTEN = ("/mags-jobs", "/mags-files", "/mags-workspaces", "/jobs", "/quotas")  # where paths begin
-NAMES = ("id", "request_id", "name", "file_id")  # of an answer: what was made
+NAMES = ("id", "request_id", "name", "file_id", "account", "user")  # of an answer: what was made, chosen or invited
 MOST = 64 * 1024  # bytes of an answer that is looked into
 
 

@@ -1,4 +1,5 @@
-"""The two pages of the control plane that people see: /login, and /device, where they let a program in.
+"""The pages of the control plane that people see: /login, with the invitations of who is logged in; and /device, where
+they let a program in.
 
 Plain forms without scripts, so that the Content-Security-Policy can forbid all of those; nothing from elsewhere. Forms
 carry the session's token, as the API wants it in X-CSRF-Token.
@@ -15,9 +16,11 @@ from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import Cookie
 
 from roost.accounts.audit import actor_of
+from roost.accounts.invitations import Invitation
 from roost.accounts.tokens import Account
 from roost.api import guard
 from roost.api.errors import STATUS
+from roost.api.invitations import decide
 from roost.api.login import HOME, Anybody, begin_session, check_password, local_path, redirect, session_cookie
 from roost.api.plane import ControlPlane, Plane
 from roost.errors import Forbidden, NotFound, RoostError, Throttled, Unauthenticated
@@ -47,7 +50,7 @@ HEADERS = {
 @get("/login", include_in_schema=False, opt=OPEN)
 async def login_page(request: Anybody, plane: Plane, next: str = HOME) -> Response[Any]:
     if (account := await _visitor(request)) is not None:
-        return _page("Roost", _at_home(request, plane, account))
+        return _page("Roost", await _at_home(request, plane, account))
     return _page("Log in to Roost", login_form(plane, local_path(next)))
 
 
@@ -121,6 +124,24 @@ async def decide_device(request: Anybody, plane: Plane) -> Response[Any]:
     return _page("Log in a device", f"<p>{words}. You can close this page.</p>")
 
 
+@post("/invitation", status_code=200, include_in_schema=False, opt=OPEN)
+async def decide_invitation(request: Anybody, plane: Plane) -> Response[Any]:
+    form = await _form(request)
+    name, decision = form.get("account", ""), form.get("decision")
+    account = await _visitor(request)
+    if account is None:
+        return redirect(HOME)
+    try:
+        _require_own_form(request, plane, form)
+        if decision != "accept" and decision != "decline":
+            raise NotFound("the form is not one of this page's; open /login again")
+        await decide(request, plane, account, name, decision)
+        await _record(request, plane, account, f"own invitation {decision}", name)
+    except RoostError as error:
+        return _page("Roost", _wrong(error) + await _at_home(request, plane, account), error)
+    return redirect(HOME)
+
+
 def login_form(plane: ControlPlane, next: str) -> str:
     """A password, and the provider where there is one."""
     query = urllib.parse.urlencode({"next": next})
@@ -174,11 +195,24 @@ def _to_login(user_code: str) -> Response[Any]:
     return redirect(f"/login?{urllib.parse.urlencode({'next': f'/device{query}'})}")
 
 
-def _at_home(request: Anybody, plane: ControlPlane, account: Account) -> str:
+async def _at_home(request: Anybody, plane: ControlPlane, account: Account) -> str:
+    invitations = await plane.identity.invitations.of_user(account.user_id or 0)
     return (
         f"<p>You are logged in as <b>{escape(account.user_name or '')}</b>, in the account "
-        f'<b>{escape(account.name)}</b>.</p><a class="button" href="/device">Log in a device</a>'
+        f"<b>{escape(account.name)}</b>.</p>"
+        f"{''.join(_invitation(request, plane, one) for one in invitations)}"
+        '<a class="button" href="/device">Log in a device</a>'
         f'<form method="post" action="/logout">{_csrf(request, plane)}<button>Log out</button></form>'
+    )
+
+
+def _invitation(request: Anybody, plane: ControlPlane, one: Invitation) -> str:
+    by = f"<b>{escape(one.invited_by)}</b> invites you" if one.invited_by else "You are invited"
+    return (
+        f'<form method="post" action="/invitation">{_csrf(request, plane)}{_hidden("account", one.account)}'
+        f"{by} to the account <b>{escape(one.account)}</b>, as {escape(one.role)}."
+        '<button name="decision" value="accept">Accept</button>'
+        '<button name="decision" value="decline">Decline</button></form>'
     )
 
 

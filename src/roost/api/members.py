@@ -1,4 +1,4 @@
-"""Accounts of a user, and the members of the account that a request speaks for."""
+"""Accounts of a user, the members of the account that a request speaks for, and whom it has invited."""
 
 from typing import Annotated
 
@@ -7,6 +7,7 @@ from litestar import delete, get, patch, post
 from msgspec import Meta
 
 from roost.accounts import scopes
+from roost.accounts.invitations import Invitation
 from roost.accounts.members import Belonging, Member
 from roost.accounts.tokens import Account
 from roost.api.bodies import JsonBody
@@ -28,6 +29,24 @@ class NewAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NewMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(description="Name or e-mail address")]
     role: Annotated[str, Meta(description="owner, member (default) or viewer")] = "member"
+
+
+class Invited(msgspec.Struct, frozen=True, kw_only=True):
+    user: str
+    role: str
+    invited_by: Annotated[str | None, Meta(description="A user; none: a token that is nobody's")]
+    invited_at: str
+    expires_at: str
+
+
+class MadeInvitation(Invited, frozen=True, kw_only=True):
+    success: bool
+    message: str
+
+
+class InvitedList(msgspec.Struct, frozen=True):
+    account: str
+    invited: list[Invited]
 
 
 class NewRole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,12 +99,33 @@ async def list_members(request: Caller, plane: Plane) -> MemberList:
     return MemberList(request.user.name, [_told(member) for member in members])
 
 
-@post("/members", status_code=201, dto=JsonBody, return_dto=None, summary="Add a user to the account", opt=ADMIN)
-async def add_member(request: Caller, plane: Plane, data: NewMember) -> Done:
+@post(
+    "/members",
+    status_code=201,
+    dto=JsonBody,
+    return_dto=None,
+    summary="Invite a user to the account",
+    description="They are a member once they have accepted, and get nothing before.",
+    opt=ADMIN,
+)
+async def add_member(request: Caller, plane: Plane, data: NewMember) -> MadeInvitation:
     role = scopes.role(data.role)
     user = await plane.identity.users.find(data.user)
-    await plane.identity.members.add(request.user, user, role)
-    return Done(True, f"'{user.name}' is {role} of '{request.user.name}'")
+    made = await plane.identity.invitations.invite(request.user, user, role)
+    message = f"'{user.name}' is invited to '{made.account}' as {role}, and is that once they have accepted"
+    return MadeInvitation(success=True, message=message, **msgspec.structs.asdict(_invited(made)))
+
+
+@get("/invited", summary="List whom the account has invited, who have not answered yet", opt=ADMIN)
+async def list_invited(request: Caller, plane: Plane) -> InvitedList:
+    found = await plane.identity.invitations.of_account(request.user.id)
+    return InvitedList(request.user.name, [_invited(one) for one in found])
+
+
+@delete("/invited/{user:str}", status_code=200, summary="Withdraw an invitation to the account", opt=ADMIN)
+async def withdraw_invitation(request: Caller, plane: Plane, user: str) -> Done:
+    gone = await plane.identity.invitations.withdraw(request.user.id, user)
+    return Done(True, f"'{gone.user}' is not invited to '{gone.account}' any more")
 
 
 @patch("/members/{user:str}", dto=JsonBody, return_dto=None, summary="Change a member's role", opt=ADMIN)
@@ -138,6 +178,16 @@ async def _owner(plane: ControlPlane, by: Account, named: str | None) -> int:
 def _close(plane: ControlPlane, key_ids: list[str]) -> None:
     for key_id in key_ids:
         plane.ssh.revoke(key_id)
+
+
+def _invited(one: Invitation) -> Invited:
+    return Invited(
+        user=one.user,
+        role=one.role,
+        invited_by=one.invited_by,
+        invited_at=rfc3339(one.created_ns),
+        expires_at=rfc3339(one.expires_ns),
+    )
 
 
 def _told(member: Member) -> MemberRecord:

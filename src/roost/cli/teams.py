@@ -16,6 +16,8 @@ from roost.logins import Login
 
 ACCOUNTS = "/api/v1/accounts"
 MEMBERS = "/api/v1/members"
+INVITED = "/api/v1/invited"
+INVITATIONS = "/api/v1/invitations"
 
 T = TypeVar("T")
 ROLE = click.Choice(["owner", "member", "viewer"])
@@ -74,8 +76,61 @@ def members(api: Api, team: str | None, raw: bool) -> None:
 @of_team
 @api_options
 def add(api: Api, user: str, role: str, team: str | None, raw: bool) -> None:
-    """Add USER (a name or e-mail address) to the account."""
+    """Invite USER (a name or e-mail address) to the account; they are in it once they accept."""
     answer = _call(api, team, "POST", MEMBERS, {"user": user, "role": role})
+    print_json(answer) if raw else click.echo(answer["message"])
+
+
+@team.command()
+@as_json
+@of_team
+@api_options
+def invited(api: Api, team: str | None, raw: bool) -> None:
+    """List whom the account has invited, who have not answered yet."""
+    answer = _call(api, team, "GET", INVITED)
+    return print_json(answer) if raw else _print_invitations("user", answer["invited"])
+
+
+@team.command()
+@click.argument("user")
+@as_json
+@of_team
+@api_options
+def withdraw(api: Api, user: str, team: str | None, raw: bool) -> None:
+    """Withdraw the invitation of USER to the account."""
+    answer = _call(api, team, "DELETE", _below(INVITED, user))
+    print_json(answer) if raw else click.echo(answer["message"])
+
+
+@team.command()
+@as_json
+@api_options
+def invitations(api: Api, raw: bool) -> None:
+    """List the accounts that you are invited to; needs `roost login`."""
+    answer = api.call("GET", INVITATIONS)
+    return print_json(answer) if raw else _print_invitations("account", answer["invitations"])
+
+
+@team.command()
+@click.argument("name")
+@as_json
+@api_options
+def accept(api: Api, name: str, raw: bool) -> None:
+    """Accept the invitation to the account NAME; needs `roost login`."""
+    answer = api.call("POST", f"{_below(INVITATIONS, name)}/accept")
+    if raw:
+        return print_json(answer)
+    account = word(answer["name"])
+    return click.echo(f"You are {word(answer['role'])} of {account}; `roost team use {account}` enters it")
+
+
+@team.command()
+@click.argument("name")
+@as_json
+@api_options
+def decline(api: Api, name: str, raw: bool) -> None:
+    """Decline the invitation to the account NAME; needs `roost login`."""
+    answer = api.call("DELETE", _below(INVITATIONS, name))
     print_json(answer) if raw else click.echo(answer["message"])
 
 
@@ -86,7 +141,7 @@ def add(api: Api, user: str, role: str, team: str | None, raw: bool) -> None:
 @api_options
 def remove(api: Api, user: str, team: str | None, raw: bool) -> None:
     """Remove USER from the account, with the tokens and SSH keys they made in it; or leave it yourself."""
-    answer = _call(api, team, "DELETE", _member(user))
+    answer = _call(api, team, "DELETE", _below(MEMBERS, user))
     print_json(answer) if raw else click.echo(answer["message"])
 
 
@@ -98,7 +153,7 @@ def remove(api: Api, user: str, team: str | None, raw: bool) -> None:
 @api_options
 def role(api: Api, user: str, role: str, team: str | None, raw: bool) -> None:
     """Make USER an owner, member or viewer of the account."""
-    answer = _call(api, team, "PATCH", _member(user), {"role": role})
+    answer = _call(api, team, "PATCH", _below(MEMBERS, user), {"role": role})
     print_json(answer) if raw else click.echo(answer["message"])
 
 
@@ -125,5 +180,11 @@ def _call(api: Api, team: str | None, method: str, path: str, body: Json = None)
         raise RoostError(str(error)) from error
 
 
-def _member(user: str) -> str:
-    return f"{MEMBERS}/{urllib.parse.quote(user, safe='')}"
+def _below(path: str, name: str) -> str:
+    return f"{path}/{urllib.parse.quote(name, safe='')}"
+
+
+def _print_invitations(whose: str, invitations: list[Json]) -> None:
+    keys = (whose, "role", "invited_by", "invited_at", "expires_at")
+    rows = [[word(one[key]) for key in keys] for one in invitations]
+    print_table([whose.upper(), "ROLE", "INVITED BY", "SINCE", "UNTIL"], rows)

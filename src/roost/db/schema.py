@@ -87,6 +87,20 @@ members = Table(
     sqlite_with_rowid=False,
 )
 
+invitations = Table(  # to accounts, until they are answered or too old
+    "invitations",
+    metadata,
+    Column("account_id", Integer, ForeignKey("accounts.id"), primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.id"), primary_key=True),
+    Column("role", String, nullable=False),  # that membership will begin with
+    Column("invited_by", Integer, ForeignKey("users.id")),  # None: a token that is nobody's
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Index("invitations_of_user", "user_id"),
+    Index("invitations_by_end", "expires_ns"),
+    sqlite_with_rowid=False,
+)
+
 sessions = Table(  # of browsers
     "sessions",
     metadata,

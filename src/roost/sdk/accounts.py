@@ -3,7 +3,12 @@
 from roost.sdk import wire
 from roost.sdk.results import (
     AccountList,
+    AccountRecord,
+    Declined,
     Health,
+    InvitationList,
+    InvitedList,
+    MadeInvitation,
     MadeToken,
     MemberList,
     MembersDone,
@@ -55,8 +60,8 @@ def list_members() -> Call[MemberList]:
     return (yield from wire.call("GET", "/members"))
 
 
-def add_member(user: str, *, role: str | None = None) -> Call[MembersDone]:
-    """Add a user to the account."""
+def add_member(user: str, *, role: str | None = None) -> Call[MadeInvitation]:
+    """Invite a user to the account, who is in it once they accept."""
     return (yield from wire.call("POST", "/members", {"user": user} | given(role=role)))
 
 
@@ -68,3 +73,28 @@ def change_member(user: str, role: str) -> Call[MembersDone]:
 def remove_member(user: str) -> Call[MembersDone]:
     """Remove a member, and what speaks for them here."""
     return (yield from wire.call("DELETE", "/members" + quoted(user)))
+
+
+def list_invited() -> Call[InvitedList]:
+    """List whom the account has invited, who have not answered yet."""
+    return (yield from wire.call("GET", "/invited"))
+
+
+def withdraw_invitation(user: str) -> Call[MembersDone]:
+    """Withdraw an invitation to the account."""
+    return (yield from wire.call("DELETE", "/invited" + quoted(user)))
+
+
+def list_invitations() -> Call[InvitationList]:
+    """List the accounts that one is invited to; for tokens of `roost login`, as the next two."""
+    return (yield from wire.call("GET", "/invitations"))
+
+
+def accept_invitation(account: str) -> Call[AccountRecord]:
+    """Accept an invitation to an account."""
+    return (yield from wire.call("POST", "/invitations" + quoted(account) + "/accept"))
+
+
+def decline_invitation(account: str) -> Call[Declined]:
+    """Decline an invitation to an account."""
+    return (yield from wire.call("DELETE", "/invitations" + quoted(account)))

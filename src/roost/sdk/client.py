@@ -95,6 +95,11 @@ class Methods:
     add_member = method(accounts.add_member)
     change_member = method(accounts.change_member)
     remove_member = method(accounts.remove_member)
+    list_invited = method(accounts.list_invited)
+    withdraw_invitation = method(accounts.withdraw_invitation)
+    list_invitations = method(accounts.list_invitations)
+    accept_invitation = method(accounts.accept_invitation)
+    decline_invitation = method(accounts.decline_invitation)
 
     # images
     list_images = method(images.list_images)

@@ -152,6 +152,11 @@ class CronRunRecord(TypedDict):
     reason: NotRequired[str | None]
 
 
+class Declined(TypedDict):
+    success: bool
+    message: str
+
+
 class DefaultImage(TypedDict):
     name: str
     chosen: bool
@@ -267,6 +272,31 @@ class ImageList(TypedDict):
     images: list[ImageRecord]
 
 
+class InvitationRecord(TypedDict):
+    account: str
+    role: str
+    invited_by: str | None
+    invited_at: str
+    expires_at: str
+
+
+class InvitationList(TypedDict):
+    invitations: list[InvitationRecord]
+
+
+class Invited(TypedDict):
+    user: str
+    role: str
+    invited_by: str | None
+    invited_at: str
+    expires_at: str
+
+
+class InvitedList(TypedDict):
+    account: str
+    invited: list[Invited]
+
+
 class JobStatus(TypedDict):
     request_id: str
     name: str
@@ -353,6 +383,16 @@ class Limits(TypedDict):
 class LoggedOut(TypedDict):
     success: bool
     revoked: bool
+
+
+class MadeInvitation(TypedDict):
+    user: str
+    role: str
+    invited_by: str | None
+    invited_at: str
+    expires_at: str
+    success: bool
+    message: str
 
 
 class MadeToken(TypedDict):

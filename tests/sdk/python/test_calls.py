@@ -9,6 +9,7 @@ from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from roost import AsyncRoost, Roost
@@ -237,10 +238,40 @@ def test_the_account_its_tokens_and_images(roost: Any) -> None:
     assert "limits" in roost.quotas()
     assert [one["current"] for one in roost.list_accounts()["accounts"]] == [True]
     assert roost.list_members()["members"] == []
-    for change in (roost.add_member, lambda user: roost.change_member(user, "member"), roost.remove_member):
+    changes = (roost.add_member, lambda user: roost.change_member(user, "member"), roost.remove_member)
+    for change in (*changes, roost.withdraw_invitation):
         with pytest.raises(NotFound):
             change("nobody")
+    assert roost.list_invited()["invited"] == []
     assert "images" in roost.list_images()
+
+
+def test_invitations_are_answered_by_whom_they_invite(world: World, roost: Any) -> None:
+    name = unique("guest")
+    with Roost(a_login(world.url, name), world.url) as guest:
+        roost.add_member(name)
+        assert [one["user"] for one in roost.list_invited()["invited"]] == [name]
+        assert [one["account"] for one in guest.list_invitations()["invitations"]] == ["default"]
+        assert guest.decline_invitation("default")["success"] is True
+        assert roost.add_member(name, role="viewer")["role"] == "viewer"
+        assert guest.accept_invitation("default") == {"name": "default", "role": "viewer", "current": False}
+        roost.remove_member(name)
+
+
+def a_login(url: str, name: str) -> str:
+    """The token that `roost login` gets for a new user."""
+    credentials = {"user": name, "password": "correct horse battery"}
+    origin = {"Origin": url}
+    with httpx.Client(base_url=url, follow_redirects=True) as browser:
+        new = {"name": name, "password": credentials["password"]}
+        browser.post("/api/v1/users", json=new, headers={"Authorization": f"Bearer {TOKEN}"}).raise_for_status()
+        device = browser.post("/api/v1/device/code", json={"client_name": "a test"}).json()
+        browser.post("/login", data=credentials, headers=origin).raise_for_status()
+        page = browser.get("/device", params={"user_code": device["user_code"]}).text
+        form = dict(re.findall(r'name="(\w+)" value="([^"]+)"', page)) | {"decision": "approve"}
+        browser.post("/device", data=form, headers=origin).raise_for_status()
+        asked = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": device["device_code"]}
+        return str(browser.post("/api/v1/device/token", json=asked).json()["access_token"])
 
 
 def url_of(roost: Any) -> str:
