@@ -90,7 +90,7 @@ async def test_whatever_submits_is_held_to_it(api: Api) -> None:
     await limit(api, running=0)
     assert (await api.client.post("/jobs", json={"script": "true"})).status_code == 400
     with pytest.raises(Invalid, match="quota"):
-        await api.live.submit(1, order_of(Submission(script="true"), Machine(2, 4000)))
+        await api.live.submit(1, order_of(Submission(script="true"), Machine(2, 4000), "standard"))
     assert (await api.json("/jobs"))["total"] == 0
 
 
