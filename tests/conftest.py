@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import pytest_timeout
 
-from tests.processes import children, command, is_alive, kept
+from tests.processes import TICK, children, command, is_alive, kept, since_boot, started_at
 
 ENDING = 10.0  # seconds that a process has after SIGTERM
 
+_setups: list[tuple[float, float]] = []  # when fixtures that outlive a test were set up, in seconds since boot
 _errors = -1  # standard error as it was before pytest captured it
 
 
@@ -27,9 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("grace", "seconds from a phase's limit to the end of the worker", default="60")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     global _errors
     _errors = os.dup(2)
+    config.pluginmanager.register(Setups())
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -56,25 +58,35 @@ def _bound(item: pytest.Item) -> None:
         faulthandler.dump_traceback_later(limit + float(item.config.getini("grace")), file=_errors, exit=True)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-    before = children(os.getpid())
-    try:
-        return (yield)
-    finally:
-        if fixturedef.scope != "function":
-            kept.update(children(os.getpid()) - before)
+class Setups:
+    """A plugin of its own: of a session's fixtures pytest tells no conftest below the project's root."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+        begun = since_boot()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                _setups.append((begun, since_boot()))
 
 
 @pytest.fixture(autouse=True)
 def _processes_end_with_their_test() -> Iterator[None]:
-    before = children(os.getpid())
+    """Told by when they began, since the kernel's list of children may leave some out while others end."""
+    begun = since_boot()
     yield
-    left = children(os.getpid()) - before - kept
+    left = {pid for pid in children(os.getpid()) - kept if _is_of_the_test(pid, begun)}
     commands = [command(pid) for pid in left]
     _end(left)
     if commands:
         pytest.fail(f"processes that it started were left: {'; '.join(commands)}", pytrace=False)
+
+
+def _is_of_the_test(pid: int, begun: float) -> bool:
+    """Neither older nor begun by a fixture that outlives it; a start is known to a tick, and in doubt it is not."""
+    started = started_at(pid)
+    return started - TICK > begun and not any(first <= started <= last + TICK for first, last in _setups)
 
 
 def _end(pids: set[int]) -> None:

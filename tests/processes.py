@@ -1,7 +1,11 @@
 """Processes as /proc tells of them, for whoever has to end what is left."""
 
 import contextlib
+import os
+import time
 from pathlib import Path
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel rounds down to it
 
 kept: set[int] = set()  # those of fixtures that outlive the test in which they were started
 
@@ -30,6 +34,18 @@ def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
+
+
+def since_boot() -> float:
+    """Seconds."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def started_at(pid: int) -> float:
+    """Seconds since boot, at most a tick too late; 0 when it has ended."""
+    with contextlib.suppress(OSError):
+        return (int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) + 1) * TICK
+    return 0.0
 
 
 def command(pid: int) -> str:

@@ -37,8 +37,10 @@ def test_that_is_fine():
 """
 LEAVING = """
 import subprocess
+import time
 
 def test_that_leaves_a_child():
+    time.sleep(0.1)  # what is begun in the tick of a fixture's end may be the fixture's
     subprocess.Popen(["sleep", "1000.5"])
 
 def test_that_leaves_an_orphan():
