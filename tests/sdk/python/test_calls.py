@@ -5,7 +5,9 @@ import inspect
 import re
 import secrets
 import threading
+import time
 from _thread import interrupt_main
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,30 @@ def test_waiting_ends_with_the_time_that_was_given(world: World, roost: Any) -> 
         roost.run_and_wait("sleep 1", timeout=0.1, poll_interval=0.01)
 
 
+def status_is_asked(world: World) -> Callable[[], None]:
+    """What it gives waits until somebody who waits for a job has been answered, and so knows which."""
+
+    def answered() -> int:
+        return sum(world.plane.app.state.durations.counts.get(("GET", 2), []))
+
+    before = answered()
+
+    def wait() -> None:
+        deadline = time.monotonic() + 60
+        while answered() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    return wait
+
+
 def test_who_is_interrupted_while_he_waits_stops_his_job(world: World) -> None:
     name = unique("interrupted")
     with Roost(TOKEN, world.url) as roost:
-        sandbox = world.next_job()
+        asked = status_is_asked(world)
 
         def interrupt() -> None:
-            sandbox()
+            asked()
             interrupt_main()
 
         thread = threading.Thread(target=interrupt)
@@ -64,9 +83,9 @@ def test_who_is_interrupted_while_he_waits_stops_his_job(world: World) -> None:
 async def test_a_task_that_is_cancelled_while_it_waits_stops_its_job(world: World) -> None:
     name = unique("cancelled")
     async with AsyncRoost(TOKEN, world.url) as roost:
-        sandbox = world.next_job()
+        asked = status_is_asked(world)
         task = asyncio.create_task(roost.run_and_wait("sleep 100", name=name, poll_interval=0.02))
-        await asyncio.to_thread(sandbox)
+        await asyncio.to_thread(asked)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
