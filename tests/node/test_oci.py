@@ -247,6 +247,13 @@ async def test_memory_beyond_the_limit_ends_the_process_and_is_counted(running: 
     assert running.cgroup.oom_kills() == 1
 
 
+def test_what_an_oci_program_keeps_beside_its_containers_is_none_of_them(tmp_path: Path) -> None:
+    runtime = oci.OciRuntime("crun", tmp_path)
+    for name in ("roost-0-1", ".cache"):  # the second is made by crun 1.20 and later, for compiled filters
+        (tmp_path / "containers" / name).mkdir(parents=True)
+    assert runtime.list() == {"roost-0-1"}
+
+
 async def test_destroy_leaves_nothing_and_may_be_repeated(world: World) -> None:
     member = await world.running()
     member.ask("fork 10")

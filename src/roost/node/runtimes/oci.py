@@ -341,7 +341,8 @@ class OciRuntime:
         known: set[str] = set()
         for directory in (self._records, self._root / "containers"):
             with contextlib.suppress(FileNotFoundError):
-                known.update(entry.name for entry in directory.iterdir())
+                # crun 1.20 and later keeps compiled filters in `.cache`, beside the containers
+                known.update(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
         return known
 
     async def _kill(self, record: Path) -> Cgroup | None:
