@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from roost import AsyncRoost, Roost
+from roost.api.timing import Timed
 from roost.sdk import AsyncStream
 from tests.jobs.memory_node import until
 from tests.served import served
@@ -60,8 +61,10 @@ class World:
 
 @asynccontextmanager
 async def _serving(directory: Path) -> AsyncIterator[tuple[str, Plane]]:
-    async with control_plane(directory) as plane, served(plane.app, ws="websockets-sansio") as url:
-        yield url, plane
+    async with control_plane(directory) as plane:
+        app = Timed(plane.app, plane.app.state.durations)  # type: ignore[arg-type]
+        async with served(app, ws="websockets-sansio") as url:
+            yield url, plane
 
 
 @pytest.fixture(scope="module")
