@@ -10,12 +10,14 @@ SHELL := /bin/sh
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 ROOST := .venv/bin/roost
 GUEST := src/roost/node/guest
-# One more than there are processors: many tests wait
-WORKERS := $(shell echo $$(($$(nproc) + 1)))
+# Two for each processor, since most tests wait; each has up to three instances of the 16 that a machine holds
+WORKERS := $(shell n=$$(($$(nproc) * 2)); echo $$((n < 5 ? n : 5)))
 # What `roost up` is started with, for example: make run UP="--listen 127.0.0.1:9000"
 UP :=
 # What pytest is started with, for example: make test PYTEST="tests/api -k logs"
 PYTEST :=
+# --again: what failed is tried once more, alone
+AGAIN :=
 # Which distributions `make test-machines` boots, and options of `python -m tests.machines`
 MACHINES := bookworm trixie
 
@@ -58,7 +60,7 @@ test-packages:
 
 # The suite starts real sandboxes, which takes root.
 test: setup test-packages .venv/developed check
-	$(SUDO) .venv/bin/python -m tests.supervised -n $(WORKERS) --dist worksteal $(PYTEST)
+	$(SUDO) .venv/bin/python -m tests.supervised $(AGAIN) -n $(WORKERS) --dist worksteal $(PYTEST)
 
 test-fast: setup .venv/developed
 	$(SUDO) .venv/bin/python -m tests.supervised -q -n 2 -m "not e2e and not slow" $(PYTEST)

@@ -1,6 +1,7 @@
 """The suite itself: whatever a failed test leaves, the run ends and names what failed."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -41,10 +42,10 @@ import time
 
 def test_that_leaves_a_child():
     time.sleep(0.1)  # what is begun in the tick of a fixture's end may be the fixture's
-    subprocess.Popen(["sleep", "1000.5"])
+    subprocess.Popen(["sleep", "SECONDS.5"])
 
 def test_that_leaves_an_orphan():
-    subprocess.run(["sh", "-c", "sleep 1000.25 >/dev/null 2>&1 &"])
+    subprocess.run(["sh", "-c", "sleep SECONDS.25 >/dev/null 2>&1 &"])
 """
 PROJECT = Path(__file__).parent.parent
 
@@ -72,12 +73,13 @@ def test_a_test_or_a_fixture_that_never_ends_is_named_and_the_rest_runs(tmp_path
 
 
 def test_what_a_test_starts_ends_with_it_and_is_a_failure(tmp_path: Path) -> None:
-    status, report = suite(tmp_path, LEAVING)
+    seconds = str(random.randrange(10**6, 10**7))  # by which they are known
+    status, report = suite(tmp_path, LEAVING.replace("SECONDS", seconds))
     assert status == 1, report
     assert "ERROR at teardown of test_that_leaves_a_child" in report, report
-    assert "processes that it started were left: " in report and "sleep 1000.5" in report, report
-    assert "processes that the suite left:\n" in report and "sleep 1000.25" in report, report
-    assert not any(b"1000.25" in words or b"1000.5" in words for words in _running())
+    assert "processes that it started were left: " in report and f"sleep {seconds}.5" in report, report
+    assert "processes that the suite left:\n" in report and f"sleep {seconds}.25" in report, report
+    assert not any(seconds.encode() in words for words in _running())
 
 
 def test_a_suite_that_takes_too_long_is_ended(tmp_path: Path) -> None:
@@ -95,6 +97,24 @@ def test_a_suite_that_is_ended_names_what_has_failed(tmp_path: Path) -> None:
         running.send_signal(signal.SIGTERM)
         report, _ = running.communicate(timeout=60)
     assert running.returncode != 0 and "FAILED" in report and "::test_first" in report, report
+
+
+def test_what_failed_is_tried_once_more_where_that_is_asked_for(tmp_path: Path) -> None:
+    tests = """
+from pathlib import Path
+
+def test_that_fails_once():
+    mark = Path(__file__).with_name("mark")
+    assert mark.exists() or mark.touch()
+
+def test_that_always_fails():
+    assert False
+"""
+    status, report = suite(tmp_path, tests, "--again")
+    assert status == 1 and "2 failed" in report and "1 failed, 1 passed" in report, report
+    (tmp_path / "mark").unlink()
+    status, report = suite(tmp_path, tests.partition("def test_that_always")[0], "--again")
+    assert status == 0 and "1 failed" in report and "1 passed" in report, report
 
 
 def _running() -> list[bytes]:
