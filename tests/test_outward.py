@@ -30,7 +30,7 @@ def test_public_addresses_are_reached(address: str) -> None:
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 def test_others_are_refused_in_every_form_that_leads_to_them(address: str) -> None:
-    with pytest.raises(Invalid, match="not a public address"):
+    with pytest.raises(Invalid, match=r"not a public address|a sandbox's address"):  # where this machine has sandboxes
         check_url("url", f"http://{bracketed(address)}/", allowed([]))
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with pytest.raises(Refusal):

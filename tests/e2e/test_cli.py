@@ -193,7 +193,7 @@ def test_images_are_listed_and_imported_and_run(roost: RunningRoost, tmp_path: P
         shown = roost.command("run", "--image", name, "read /etc/mark")
         assert (shown.returncode, shown.stdout) == (0, b"read /etc/mark: imported\n"), shown.stderr
     finally:
-        roost.api.ask("DELETE", f"/images/{name}")
+        eventually(lambda: roost.api.ask("DELETE", f"/images/{name}")[0] in (200, 404), 30, "its sandbox goes soon")
     assert name.encode() not in roost.command("image", "list").stdout
 
 

@@ -33,8 +33,8 @@ def runs(roost: RunningRoost, home: Path, *command: str | Path) -> str:
 
 
 def test_the_node_guides_program(roost: RunningRoost, tmp_path: Path) -> None:
-    (tmp_path / "node_modules" / "@roost").mkdir(parents=True)
-    (tmp_path / "node_modules" / "@roost" / "mags").symlink_to(SDK)
+    (tmp_path / "node_modules" / "@magpiecloud").mkdir(parents=True)
+    (tmp_path / "node_modules" / "@magpiecloud" / "mags").symlink_to(SDK)
     (tmp_path / "program.js").write_text(f"(async () => {{\n{blocks('node.md', 'js')}\n}})();\n")
     printed = runs(roost, tmp_path, NODE, "program.js").splitlines()
     assert printed[0] == "completed 0 hello"

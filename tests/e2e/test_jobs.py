@@ -93,7 +93,7 @@ def test_the_limits_that_were_asked_for_hold(roost: RunningRoost, api: Api) -> N
         assert site.control("memory", "memory.limit_in_bytes") == str(96 * 1024**2)
         quota, period = (int(site.control("cpu", f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
         assert quota / period == pytest.approx(0.5)
-        assert int(site.control("pids", "pids.max")) == 1024
+        assert int(site.control("pids", "pids.max")) == 512
     else:
         assert site.control("", "memory.max") == str(96 * 1024**2)
         quota, period = (int(word) for word in site.control("", "cpu.max").split())

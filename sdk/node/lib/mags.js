@@ -227,7 +227,7 @@ class Mags {
   async _ended(id) {
     const { logs } = await this.logs(id);
     await this.stop(id);
-    return new MagsError(`the browser ended: ${logs.at(-1)?.message ?? 'it said nothing'}`);
+    return new MagsError(`the browser ended: ${logs.filter((line) => line.source !== 'system').at(-1)?.message ?? 'it said nothing'}`);
   }
 
   async _started(id, timeout, interval) {

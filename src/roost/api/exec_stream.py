@@ -32,6 +32,7 @@ from roost.api.errors import INTERNAL, STATUS
 from roost.api.exec_forms import Size, signal_number, state_of, terminal_of
 from roost.api.execs import execs_of, following
 from roost.api.plane import ControlPlane
+from roost.api.query import ANY, require_known
 from roost.errors import Invalid, RoostError, Unauthenticated
 from roost.jobs import job as jobs
 from roost.jobs.execs import number_of
@@ -73,13 +74,14 @@ class Left(Exception):
     """The client has gone."""
 
 
-@websocket("/mags-jobs/{id:str}/execs/{exec_id:str}/stream", opt={"open": True, "query": ("after",)})
+@websocket("/mags-jobs/{id:str}/execs/{exec_id:str}/stream", opt={"open": True, "query": ANY})
 async def stream(socket: WebSocket[Any, Any, State], id: str, exec_id: str) -> None:
     """Refused with an HTTP status, which a close code before the handshake could not tell."""
     receive, send, plane = socket.receive, socket.send, cast(ControlPlane, socket.app.state.plane)
     await receive()  # websocket.connect
     try:
         account, number = await _account(socket), number_of(exec_id)
+        require_known(socket.query_params, ("after",))
         job = await jobs.find(plane.database, account.id, id)
         state, output = await following(plane, job, number, _after(socket))
     except RoostError as error:

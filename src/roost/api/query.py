@@ -1,6 +1,7 @@
 """Query parameters that a call does not have are refused: a filter that is misspelt must not list everything."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from litestar import Litestar
@@ -32,7 +33,12 @@ def require_known_query(connection: ASGIConnection[Any, Any, Any, Any], handler:
     known: tuple[str, ...] | None = connection.app.state.queries.get(name_of_it, handler.opt.get("query"))
     if known is None:
         return
-    for name in connection.query_params:
+    require_known(connection.query_params, known)
+
+
+def require_known(names: Iterable[str], known: tuple[str, ...]) -> None:
+    """Raises Invalid."""
+    for name in names:
         if name not in known:
             raise Invalid(_unknown(name, known))
 

@@ -146,7 +146,8 @@ def browser(
             if state["status"] in FINAL or state.get("exit_code") is not None:
                 told = yield from jobs.logs(job)
                 yield from jobs.stop(job)
-                words = told["logs"][-1]["message"] if told["logs"] else "it said nothing"
+                said = [line["message"] for line in told["logs"] if line["source"] != "system"]
+                words = said[-1] if said else "it said nothing"
                 raise JobFailed(f"the browser ended: {words}") from error
             if time.monotonic() > deadline:
                 raise TimedOut(f"no browser answered at {opened['url']} in {timeout} s: {error}") from error

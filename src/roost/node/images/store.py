@@ -41,6 +41,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 CONTENT = re.compile(r"[0-9a-f]{16}")
 MAX_UNPACKED = 20 * 1024**3  # bytes
 ORPHAN = ".orphan"  # marks a hold whose process died
+ENDING = 2.0  # seconds that a removal gives the sandbox of a job that has just ended
 ORPHAN_GRACE = 600.0  # seconds; a node is restarted within one
 
 Say = Callable[[str], None]
@@ -351,16 +352,24 @@ class ImageStore:
 
         unlisted: a content that none of this node's revisions needs, though it was kept for some.
         """
+        deadline = time.monotonic() + ENDING
+        while users := self._unname(name, unlisted):
+            if time.monotonic() > deadline:
+                raise Conflict(f"image {name!r} is in use: {users}")
+            await asyncio.sleep(0.05)
+        await self.collect()
+
+    def _unname(self, name: str, unlisted: str) -> str:
+        """Who uses it, in words; empty when the name is gone."""
         with self._locked(fcntl.LOCK_EX):  # nobody takes a hold meanwhile
             content = self._find(name).content
             if content == unlisted and self._keeper:
                 self._keeping.discard(content)
                 self._mark(content).unlink(missing_ok=True)
             users = self._users(content)
-            if users:
-                raise Conflict(f"image {name!r} is in use: {users}")
-            (self._names / f"{name}.json").unlink(missing_ok=True)
-        await self.collect()
+            if not users:
+                (self._names / f"{name}.json").unlink(missing_ok=True)
+            return users
 
     def _users(self, content: str) -> str:
         """In words; empty where there are none."""
